@@ -1,0 +1,55 @@
+"""SIBERT as Hugging Face models, and the BERT twin it is compared with. Importing registers the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from sibert.models.bert_twin import BertTwinForMaskedLM, BertTwinForPreTraining
+from sibert.models.configuration_sibert import SIZES, SibertConfig, size_of
+from sibert.models.modeling_sibert import (
+    SibertForMaskedLM,
+    SibertForMultipleChoice,
+    SibertForPreTraining,
+    SibertForPreTrainingOutput,
+    SibertForQuestionAnswering,
+    SibertForSequenceClassification,
+    SibertForTokenClassification,
+    SibertModel,
+    SibertPreTrainedModel,
+)
+
+__all__ = [
+    # configuration
+    "SIZES",
+    "SibertConfig",
+    "size_of",
+    # models
+    "SibertForMaskedLM",
+    "SibertForMultipleChoice",
+    "SibertForPreTraining",
+    "SibertForPreTrainingOutput",
+    "SibertForQuestionAnswering",
+    "SibertForSequenceClassification",
+    "SibertForTokenClassification",
+    "SibertModel",
+    "SibertPreTrainedModel",
+    # baselines
+    "BertTwinForMaskedLM",
+    "BertTwinForPreTraining",
+]
+
+AutoConfig.register("sibert", SibertConfig)
+AutoModel.register(SibertConfig, SibertModel)
+AutoModelForPreTraining.register(SibertConfig, SibertForPreTraining)
+AutoModelForMaskedLM.register(SibertConfig, SibertForMaskedLM)
+AutoModelForSequenceClassification.register(SibertConfig, SibertForSequenceClassification)
+AutoModelForTokenClassification.register(SibertConfig, SibertForTokenClassification)
+AutoModelForQuestionAnswering.register(SibertConfig, SibertForQuestionAnswering)
+AutoModelForMultipleChoice.register(SibertConfig, SibertForMultipleChoice)

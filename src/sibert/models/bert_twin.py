@@ -1,0 +1,74 @@
+"""BERT behind the interface of SIBERT's pre-training, so that a comparison differs in nothing else.
+
+The twins are `transformers` BERT models, weights and initialisation untouched. Only `forward` is told to evaluate the
+decoder at the masked positions and to divide the loss by the targets of the global batch, as SIBERT does.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import BertForMaskedLM, BertForPreTraining
+from transformers.modeling_outputs import MaskedLMOutput
+
+from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
+from sibert.models.modeling_sibert import SibertForPreTrainingOutput
+
+__all__ = ["BertTwinForMaskedLM", "BertTwinForPreTraining"]
+
+
+class BertTwinForMaskedLM(BertForMaskedLM):  # type: ignore[misc]
+    """`BertForMaskedLM` with the losses of `SibertForMaskedLM`; saved and loaded as the former."""
+
+    accepts_loss_kwargs = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Predict tokens; arguments and result as in `SibertForMaskedLM.forward`."""
+        outputs = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, **kwargs)
+        logits = self.cls(gather_positions(outputs.last_hidden_state, masked_positions))
+        loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+class BertTwinForPreTraining(BertForPreTraining):  # type: ignore[misc]
+    """`BertForPreTraining` with the losses of `SibertForPreTraining`; saved and loaded as the former."""
+
+    accepts_loss_kwargs = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_sequences_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> SibertForPreTrainingOutput:
+        """Predict tokens and the relation of the segments; as in `SibertForPreTraining.forward`."""
+        outputs = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, **kwargs)
+        gathered = gather_positions(outputs.last_hidden_state, masked_positions)
+        logits, relationship_B2 = self.cls(gathered, outputs.pooler_output)
+        mlm_loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
+        nsp_loss = None
+        if next_sentence_label is not None:
+            nsp_loss = next_sentence_loss(
+                relationship_B2, next_sentence_label, num_sequences_in_batch, labels, num_items_in_batch
+            )
+        return SibertForPreTrainingOutput(
+            loss=mlm_loss + nsp_loss if mlm_loss is not None and nsp_loss is not None else None,
+            mlm_loss=mlm_loss,
+            nsp_loss=nsp_loss,
+            prediction_logits=logits,
+            seq_relationship_logits=relationship_B2,
+        )

@@ -1,0 +1,120 @@
+"""Configuration of SIBERT and its named sizes."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+__all__ = ["SIZES", "SibertConfig", "size_of"]
+
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
+    "mini": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    "small": {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
+    "medium": {"num_hidden_layers": 8, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
+    "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+"""Layers, width, heads and feed-forward width of each named size.
+
+"base" and "large" are BERT's (arXiv 1810.04805, section 3); "tiny" to "medium" those of the BERT miniatures (arXiv
+1908.08962); "nano" is for tests.
+"""
+
+
+def size_of(name: str) -> dict[str, int]:
+    """Look up a named size.
+
+    Args:
+        name: A key of `SIZES`.
+
+    Returns:
+        The keyword arguments of `SibertConfig` (and of `transformers.BertConfig`) that make this size.
+
+    Raises:
+        ValueError: If there is no such size.
+    """
+    if name not in SIZES:
+        raise ValueError(f"unknown size {name!r}; choose one of {', '.join(SIZES)}")
+    return dict(SIZES[name])
+
+
+@strict
+class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
+    r"""Sizes of a SIBERT model. The defaults are BERT-base's.
+
+    What BERT lets one choose and scale invariance fixes is not here: the activation is ReLU, the attention normalised
+    ReLU, normalisations have no epsilon, and the decoder is not tied to the embeddings.
+
+    Args:
+        vocab_size: Number of tokens V.
+        hidden_size: Width D of the residual stream; a multiple of `num_attention_heads`.
+        num_hidden_layers: Number of layers.
+        num_attention_heads: Number of heads H; the head width is D / H.
+        intermediate_size: Width of the feed-forward layer.
+        hidden_dropout_prob: Dropout of the embeddings and of each branch of a layer.
+        attention_probs_dropout_prob: Dropout of the normalised attention weights.
+        max_position_embeddings: Longest sequence.
+        type_vocab_size: Number of segment types.
+        initializer_range: Standard deviation of the truncated normal initialisation of all matrices.
+        pad_token_id: Padding token.
+        classifier_dropout: Dropout before a task head; None = `hidden_dropout_prob`.
+
+    Raises:
+        StrictDataclassFieldValidationError, StrictDataclassClassValidationError: On a wrong type or relation.
+
+    References:
+        arXiv 2202.00980, section 3.
+    """
+
+    model_type = "sibert"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    classifier_dropout: float | int | None = None
+    tie_word_embeddings: bool = False
+
+    def validate_widths(self) -> None:
+        """Check the relations between the fields."""
+        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}"
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+    def validate_untied(self) -> None:
+        """Refuse a tied decoder: it would make the loss depend on the scale of the encoder."""
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "tie_word_embeddings must be False for SIBERT: a decoder tied to the embeddings makes the loss depend "
+                "on the encoder's scale, and none of the scale-invariance results hold any more"
+            )
+
+    @classmethod
+    def of_size(cls, name: str, **kwargs: Any) -> "SibertConfig":
+        """Make the configuration of a named size.
+
+        Args:
+            name: A key of `SIZES`.
+            **kwargs: Further fields, for instance `vocab_size`.
+
+        Returns:
+            The configuration.
+        """
+        return cls(**{**size_of(name), **kwargs})

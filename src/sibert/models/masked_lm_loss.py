@@ -1,0 +1,76 @@
+"""Losses of pre-training, divided by the targets of the global batch.
+
+Shape suffixes: B = batch, T = tokens, P = predicted positions, D = hidden size, V = vocabulary, X = B * T or B * P.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["IGNORED", "gather_positions", "masked_lm_loss", "next_sentence_loss"]
+
+IGNORED = -100
+"""Label of a position that is not predicted."""
+
+
+def gather_positions(hidden_BTD: Tensor, positions_BP: Tensor | None) -> Tensor:
+    """Pick the hidden states at the positions to predict.
+
+    Args:
+        hidden_BTD: Hidden states.
+        positions_BP: Positions in [0, T), or None for all.
+
+    Returns:
+        Hidden states [B, P, D], or [B, T, D] for None.
+    """
+    if positions_BP is None:
+        return hidden_BTD
+    return hidden_BTD.gather(1, positions_BP[:, :, None].expand(-1, -1, hidden_BTD.shape[-1]))
+
+
+def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of the predicted positions, summed and divided by the number of targets of the global batch.
+
+    With micro-batches m of one global batch, sum_m loss_m is the mean over all targets, however unevenly they are
+    spread over accumulation steps and processes.
+
+    Args:
+        logits: [B, T, V] or [B, P, V].
+        labels: True tokens, `IGNORED` where there is no target: [B, T] or [B, P].
+        num_items_in_batch: Number of targets of the global batch; None = those of these labels.
+
+    Returns:
+        A scalar, nats per target; 0 where there is no target at all.
+    """
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    if num_items_in_batch is None:
+        return total / (labels != IGNORED).sum().clamp(min=1)
+    return total / num_items_in_batch
+
+
+def next_sentence_loss(
+    logits_B2: Tensor,
+    labels_B: Tensor,
+    num_sequences_in_batch: Tensor | int | None = None,
+    mlm_labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Cross-entropy of the next-sentence prediction, summed and divided by the sequences of the global batch.
+
+    Args:
+        logits_B2: Scores of "follows" (0) and "random" (1).
+        labels_B: True classes.
+        num_sequences_in_batch: Number of sequences of the global batch. None = those of this batch; if the number of
+            masked-LM targets of the global batch is known, this batch counts with its share of them.
+        mlm_labels: Masked-LM labels of this batch, to know its share.
+        num_items_in_batch: Number of masked-LM targets of the global batch.
+
+    Returns:
+        A scalar, nats per sequence.
+    """
+    if num_sequences_in_batch is not None:
+        return F.cross_entropy(logits_B2.float(), labels_B, reduction="sum") / num_sequences_in_batch
+    mean: Tensor = F.cross_entropy(logits_B2.float(), labels_B)
+    if num_items_in_batch is None or mlm_labels is None:
+        return mean
+    return mean * ((mlm_labels != IGNORED).sum() / torch.as_tensor(num_items_in_batch))

@@ -1,0 +1,703 @@
+"""SIBERT: a BERT whose encoder output does not depend on the scale of the encoder's parameters.
+
+Multiply all parameters of `SibertModel` by any c > 0: `last_hidden_state` stays the same. Degrees (exponent k in
+f(c x) = c^k f(x), where c scales the parameters) of what flows through the encoder:
+
+    token + position + segment embeddings      1    lookup in degree-1 tables
+    affine layer norm                          1    (x; 1): gain and bias are parameters
+    lift, a linear map without bias            2    (1; 2)
+    each layer: N(stream)                      0    (2; 0)
+      queries, keys, values, with biases       1    (0; 1): W n and b both have degree 1
+      scores q k^T                             2    and their normalised ReLU: 0
+      output projection, no bias               2    weights (0) * values (1) * W (1)
+      feed-forward in, with bias; ReLU         1    (0; 1)
+      feed-forward out, no bias                2    (1; 2)
+      stream + branch                          2    both terms have degree 2: PreNorm keeps it
+    final N                                    0
+
+The paper shows the way from embeddings to layers as a picture only. The lift is our reading of it: a stream that the
+branches (degree 2) may be added to must have degree 2 itself, and an affine norm gives degree 1 whatever precedes it, so
+one more bias-free linear map is needed, and it suffices. The keys of a layer could also do without a bias and the values
+carry one; we give all three a bias, as BERT does: their input has degree 0, so every bias term has degree 1 like W n.
+
+The heads (masked-LM, next-sentence, tasks) are not scale invariant and are trained separately. The decoder is not tied to
+the embeddings, so that the loss, too, is invariant to the encoder's scale.
+
+Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width, V = vocabulary,
+P = predicted positions, L = labels, C = choices.
+
+References: Li et al., "Robust Training of Neural Networks using Scale Invariant Architectures", arXiv 2202.00980,
+sections 3 and Table 2; Devlin et al., arXiv 1810.04805, for everything that is BERT's.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from sibert.models.configuration_sibert import SibertConfig
+from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
+from sibert.ops import affine_layer_norm, layer_norm, relu_attention
+
+__all__ = [
+    "SibertForMaskedLM",
+    "SibertForMultipleChoice",
+    "SibertForPreTraining",
+    "SibertForPreTrainingOutput",
+    "SibertForQuestionAnswering",
+    "SibertForSequenceClassification",
+    "SibertForTokenClassification",
+    "SibertModel",
+    "SibertPreTrainedModel",
+]
+
+
+class SibertEmbeddings(nn.Module):
+    """Token, position and segment embeddings, lifted to the residual stream: (; 2)."""
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        # No padding_idx: padding is masked out of the attention, and a row pinned to 0 would be a special case.
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = SibertAffineNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.lift = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor | None,
+        token_type_ids_BT: Tensor | None,
+        position_ids_BT: Tensor | None,
+        inputs_embeds_BTD: Tensor | None,
+    ) -> Tensor:
+        embedded_BTD = self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
+        if position_ids_BT is None:
+            position_ids_BT = torch.arange(embedded_BTD.shape[1], device=embedded_BTD.device)[None]
+        if token_type_ids_BT is None:
+            token_type_ids_BT = torch.zeros_like(position_ids_BT)
+        embedded_BTD = (
+            embedded_BTD + self.position_embeddings(position_ids_BT) + self.token_type_embeddings(token_type_ids_BT)
+        )
+        stream_BTD: Tensor = self.lift(self.dropout(self.norm(embedded_BTD)))
+        return stream_BTD
+
+
+class SibertAffineNorm(nn.Module):
+    """Layer norm with gain and bias and without epsilon: (x; 1)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        return affine_layer_norm(hidden_BTD, self.weight, self.bias)
+
+
+class SibertAttention(nn.Module):
+    """Multi-head normalised-ReLU attention of a degree-0 input: (0; 2)."""
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.dropout_p = float(config.attention_probs_dropout_prob)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        # A bias here would have degree 1 beside a term of degree 2.
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, hidden_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        def heads(projected_BTD: Tensor) -> Tensor:
+            return projected_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        mixed_BHTK, weights_BHTT = relu_attention(
+            heads(self.query(hidden_BTD)),
+            heads(self.key(hidden_BTD)),
+            heads(self.value(hidden_BTD)),
+            attention_mask,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            need_weights=need_weights,
+        )
+        return self.output(mixed_BHTK.transpose(1, 2).flatten(-2)), weights_BHTT
+
+
+class SibertFeedForward(nn.Module):
+    """Two linear maps around a ReLU, of a degree-0 input: (0; 2)."""
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        self.input = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        output_BTD: Tensor = self.output(self.input(hidden_BTD).relu())
+        return output_BTD
+
+
+class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+    """One PreNorm layer: x + ATTN(N(x)), then x + FF(N(x)); (2; 2)."""
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        self.attention = SibertAttention(config)
+        self.feed_forward = SibertFeedForward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, stream_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False) -> Tensor:
+        mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, need_weights=need_weights)
+        stream_BTD = stream_BTD + self.dropout(mixed_BTD)
+        return stream_BTD + self.dropout(self.feed_forward(layer_norm(stream_BTD)))
+
+
+class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What all SIBERT models share: configuration, initialisation, and who is scale invariant."""
+
+    config_class = SibertConfig
+    config: SibertConfig
+    base_model_prefix = "sibert"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SibertEmbeddings", "SibertLayer"]  # noqa: RUF012 (the contract of transformers)
+    _can_record_outputs = {"hidden_states": SibertLayer, "attentions": SibertAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise every parameter: truncated normal matrices and tables, zero biases, unit gains.
+
+        | parameter | distribution |
+        |---|---|
+        | linear weights, embeddings | normal, std `initializer_range`, cut at two standard deviations |
+        | biases | 0 |
+        | gains of normalisations | 1 |
+        """
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
+        elif isinstance(module, SibertAffineNorm | nn.LayerNorm):
+            init.ones_(module.weight)
+        if isinstance(module, nn.Linear | SibertAffineNorm | nn.LayerNorm) and module.bias is not None:
+            init.zeros_(module.bias)
+
+    def scale_invariant_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Name the parameters that can be scaled together without changing the output.
+
+        Returns:
+            Group name -> named parameters, names as in `named_parameters()` of this model. All parameters of the
+            encoder form one group; everything else is head. For every c > 0, multiplying the group by c leaves
+            `last_hidden_state`, and so every loss, unchanged.
+        """
+        encoder = self.base_model
+        own = {id(parameter): name for name, parameter in self.named_parameters()}
+        return {"encoder": [(own[id(parameter)], parameter) for parameter in encoder.parameters()]}
+
+
+class SibertModel(SibertPreTrainedModel):
+    """The scale-invariant encoder: `last_hidden_state` has degree 0 in the parameters of this module.
+
+    The hidden states between the layers have degree 2 (`output_hidden_states=True` returns the lifted embeddings, the
+    stream after each layer but the last, and the final, normalised output).
+    """
+
+    def __init__(self, config: SibertConfig):
+        super().__init__(config)
+        self.embeddings = SibertEmbeddings(config)
+        self.layers = nn.ModuleList([SibertLayer(config) for _ in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding table."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding table."""
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Encode a batch of token sequences.
+
+        Args:
+            input_ids: Token ids [B, T].
+            attention_mask: 1 or True = attend, 0 or False = padding: [B, T], [B, S, T] or [B, 1, S, T]; a floating
+                four-dimensional mask is read as additive (0 = attend, anything negative = not).
+            token_type_ids: Segment ids [B, T]; default 0.
+            position_ids: Positions [B, T]; default 0, 1, 2, ...
+            inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`. They count as degree 1 when the scale of
+                the encoder is changed.
+            **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `BaseModelOutput` with `last_hidden_state` [B, T, D].
+
+        Raises:
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given, or a sequence is too long.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        length = input_ids.shape[1] if input_ids is not None else inputs_embeds.shape[1]  # type: ignore[union-attr]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"the sequence has {length} tokens but the model has {self.config.max_position_embeddings} positions; "
+                "truncate it or train with a larger max_position_embeddings"
+            )
+        mask = _boolean_mask(attention_mask)
+        need_weights = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        stream_BTD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        for layer in self.layers:
+            stream_BTD = layer(stream_BTD, mask, need_weights=need_weights)
+        return BaseModelOutput(last_hidden_state=layer_norm(stream_BTD))
+
+
+def _boolean_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Read the mask forms of transformers: padding mask, additive mask, boolean mask; True = attend."""
+    if attention_mask is None:
+        return None
+    if attention_mask.is_floating_point() and attention_mask.dim() == 4:
+        return attention_mask >= 0
+    mask = attention_mask != 0
+    return mask[:, None] if mask.dim() == 3 else mask
+
+
+class SibertPredictionHead(nn.Module):
+    """BERT's transform before the decoder: dense, GELU, layer norm. Not scale invariant, and not meant to be."""
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
+
+    def forward(self, hidden_XD: Tensor) -> Tensor:
+        transformed_XD: Tensor = self.norm(F.gelu(self.dense(hidden_XD)))
+        return transformed_XD
+
+
+class SibertPooler(nn.Module):
+    """BERT's summary of a sequence: dense and tanh of the first token. Part of the head: tanh is not homogeneous."""
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        pooled_BD: Tensor = torch.tanh(self.dense(hidden_BTD[:, 0]))
+        return pooled_BD
+
+
+class SibertForMaskedLM(SibertPreTrainedModel):
+    """SIBERT with a masked language modelling head.
+
+    The decoder is untied, so the loss is invariant to the scale of the encoder.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: SibertConfig):
+        super().__init__(config)
+        self.sibert = SibertModel(config)
+        self.head = SibertPredictionHead(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder."""
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the decoder."""
+        self.decoder = new_embeddings
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Predict tokens.
+
+        Args:
+            input_ids: Token ids [B, T].
+            attention_mask: See `SibertModel.forward`.
+            token_type_ids: Segment ids [B, T].
+            position_ids: Positions [B, T].
+            inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`.
+            labels: True tokens, -100 = not predicted: [B, T], or [B, P] beside `masked_positions`.
+            masked_positions: Positions [B, P] to predict. The decoder, the largest matrix product of a small model,
+                then runs on these alone, with static shapes.
+            num_items_in_batch: Number of targets of the global batch, the divisor of the summed loss; default: those
+                of this batch.
+            **kwargs: See `SibertModel.forward`.
+
+        Returns:
+            `MaskedLMOutput` with logits [B, T, V], or [B, P, V] beside `masked_positions`, and the loss in nats.
+        """
+        outputs = self.sibert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        logits = self.decoder(self.head(gather_positions(outputs.last_hidden_state, masked_positions)))
+        loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@dataclass
+class SibertForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
+    """Output of `SibertForPreTraining`.
+
+    Attributes:
+        loss: Sum of the two losses, nats.
+        mlm_loss: Masked-LM loss, nats per target.
+        nsp_loss: Next-sentence loss, nats per sequence.
+        prediction_logits: [B, T, V], or [B, P, V] beside `masked_positions`.
+        seq_relationship_logits: [B, 2]; class 0 = the second segment follows the first.
+        hidden_states: See `SibertModel`.
+        attentions: Normalised attention weights [B, H, T, T] of each layer.
+    """
+
+    loss: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    nsp_loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class SibertForPreTraining(SibertPreTrainedModel):
+    """SIBERT with the masked-LM and the next-sentence head, as BERT is pre-trained."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: SibertConfig):
+        super().__init__(config)
+        self.sibert = SibertModel(config)
+        self.head = SibertPredictionHead(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.pooler = SibertPooler(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder."""
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the decoder."""
+        self.decoder = new_embeddings
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_sequences_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> SibertForPreTrainingOutput:
+        """Predict tokens, and whether the second segment follows the first.
+
+        Args:
+            input_ids: Token ids [B, T].
+            attention_mask: See `SibertModel.forward`.
+            token_type_ids: Segment ids [B, T].
+            position_ids: Positions [B, T].
+            inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`.
+            labels: See `SibertForMaskedLM.forward`.
+            next_sentence_label: [B]; 0 = the second segment follows, 1 = it is random.
+            masked_positions: See `SibertForMaskedLM.forward`.
+            num_items_in_batch: Number of masked-LM targets of the global batch.
+            num_sequences_in_batch: Number of sequences of the global batch, the divisor of the next-sentence loss;
+                default: this batch's share of the targets tells its share of the sequences.
+            **kwargs: See `SibertModel.forward`.
+
+        Returns:
+            `SibertForPreTrainingOutput`; `loss` is there when both kinds of label are given.
+        """
+        outputs = self.sibert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        hidden_BTD = outputs.last_hidden_state
+        logits = self.decoder(self.head(gather_positions(hidden_BTD, masked_positions)))
+        relationship_B2 = self.seq_relationship(self.pooler(hidden_BTD))
+        mlm_loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
+        nsp_loss = None
+        if next_sentence_label is not None:
+            nsp_loss = next_sentence_loss(
+                relationship_B2, next_sentence_label, num_sequences_in_batch, labels, num_items_in_batch
+            )
+        return SibertForPreTrainingOutput(
+            loss=mlm_loss + nsp_loss if mlm_loss is not None and nsp_loss is not None else None,
+            mlm_loss=mlm_loss,
+            nsp_loss=nsp_loss,
+            prediction_logits=logits,
+            seq_relationship_logits=relationship_B2,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _classifier_dropout(config: SibertConfig) -> nn.Dropout:
+    own = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if own is None else own)
+
+
+class SibertForSequenceClassification(SibertPreTrainedModel):
+    """SIBERT with a classifier (or, with one label, a regressor) of the pooled first token."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SibertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.sibert = SibertModel(config)
+        self.pooler = SibertPooler(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify sequences.
+
+        Args:
+            input_ids: Token ids [B, T].
+            attention_mask: See `SibertModel.forward`.
+            token_type_ids: Segment ids [B, T].
+            position_ids: Positions [B, T].
+            inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`.
+            labels: Classes [B], or values [B] for regression, or [B, L] zeros and ones for several labels at once
+                (`config.problem_type` says which; else it is inferred from `num_labels` and the dtype).
+            **kwargs: See `SibertModel.forward`.
+
+        Returns:
+            `SequenceClassifierOutput` with logits [B, L].
+        """
+        outputs = self.sibert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        logits_BL = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits_BL, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SibertForTokenClassification(SibertPreTrainedModel):
+    """SIBERT with a classifier of every token."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: SibertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.sibert = SibertModel(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """Classify tokens.
+
+        Args:
+            input_ids: Token ids [B, T].
+            attention_mask: See `SibertModel.forward`.
+            token_type_ids: Segment ids [B, T].
+            position_ids: Positions [B, T].
+            inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`.
+            labels: Classes [B, T]; -100 = ignored.
+            num_items_in_batch: Number of labelled tokens of the global batch.
+            **kwargs: See `SibertModel.forward`.
+
+        Returns:
+            `TokenClassifierOutput` with logits [B, T, L].
+        """
+        outputs = self.sibert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        logits_BTL = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else masked_lm_loss(logits_BTL, labels, num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits_BTL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SibertForQuestionAnswering(SibertPreTrainedModel):
+    """SIBERT with the start and the end of an answer span scored at every token."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SibertConfig):
+        super().__init__(config)
+        self.sibert = SibertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """Score answer spans.
+
+        Args:
+            input_ids: Token ids [B, T].
+            attention_mask: See `SibertModel.forward`.
+            token_type_ids: Segment ids [B, T].
+            position_ids: Positions [B, T].
+            inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`.
+            start_positions: First token of the answer [B]; positions outside the sequence are ignored.
+            end_positions: Last token of the answer [B].
+            **kwargs: See `SibertModel.forward`.
+
+        Returns:
+            `QuestionAnsweringModelOutput` with start and end logits [B, T].
+        """
+        outputs = self.sibert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        start_BT, end_BT = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_BT, end_BT, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_BT,
+            end_logits=end_BT,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SibertForMultipleChoice(SibertPreTrainedModel):
+    """SIBERT with a score for each of several continuations."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SibertConfig):
+        super().__init__(config)
+        self.sibert = SibertModel(config)
+        self.pooler = SibertPooler(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MultipleChoiceModelOutput:
+        """Score choices.
+
+        Args:
+            input_ids: Token ids [B, C, T].
+            attention_mask: Padding mask [B, C, T].
+            token_type_ids: Segment ids [B, C, T].
+            position_ids: Positions [B, C, T].
+            inputs_embeds: Token embeddings [B, C, T, D] instead of `input_ids`.
+            labels: The right choice [B].
+            **kwargs: See `SibertModel.forward`.
+
+        Returns:
+            `MultipleChoiceModelOutput` with logits [B, C].
+        """
+
+        def flat(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.flatten(0, 1)
+
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        outputs = self.sibert(
+            flat(input_ids),
+            flat(attention_mask),
+            flat(token_type_ids),
+            flat(position_ids),
+            flat(inputs_embeds),
+            return_dict=True,
+            **kwargs,
+        )
+        logits_BC = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state))).view(given.shape[:2])
+        return MultipleChoiceModelOutput(
+            loss=None if labels is None else F.cross_entropy(logits_BC.float(), labels),
+            logits=logits_BC,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
