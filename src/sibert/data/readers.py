@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet
-import zstandard
 
 from sibert.data.sources import FileSource
 
 logger = logging.getLogger(__name__)
 
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, pa.ArrowInvalid)
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_KEPT = 100
 
 
@@ -88,10 +89,10 @@ def _open(source: FileSource) -> BinaryIO:
     if source.compression == ".gz":
         return cast(BinaryIO, gzip.open(source.path, "rb"))
     if source.compression == ".xz":
-        return lzma.open(source.path, "rb")
+        return cast(BinaryIO, lzma.open(source.path, "rb"))
     if source.compression == ".zst":
-        raw = zstandard.ZstdDecompressor().stream_reader(source.path.open("rb"), read_across_frames=True, closefd=True)
-        return cast(BinaryIO, io.BufferedReader(raw))
+        # Arrow's reader, because zstandard's takes a truncated file for a whole one.
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(source.path), compression="zstd")))
     return source.path.open("rb")
 
 
@@ -99,11 +100,12 @@ def _open(source: FileSource) -> BinaryIO:
 def _clear_errors(source: FileSource) -> Iterator[None]:
     try:
         yield
-    except _DAMAGE as error:
+    except (*_DAMAGE, OSError) as error:
+        # gzip and Arrow report damage as OSError, but only the operating system sets an error number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(f"{source.path} cannot be read: {error.strerror}") from error
         format_name = source.compression[1:] or source.kind
         raise ValueError(f"{source.path} is damaged or is no {format_name} file: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{source.path} cannot be read: {error.strerror or error}") from error
 
 
 def _clean(documents: Iterator[str]) -> Iterator[str]:
@@ -183,7 +185,7 @@ def _csv_documents(stream: BinaryIO, name: str, text_column: str, problems: Prob
         _require_column(text_column, header, name)
         column = header.index(text_column)
         for row in reader:
-            if not row or any("\udc80" <= character <= "\udcff" for cell in row for character in cell):
+            if not row or any(_SURROGATE.search(cell) for cell in row):
                 continue  # an empty line, or a row that _csv_lines has reported
             if len(row) <= column:
                 problems.skip(f"{name}:{reader.line_num}: {len(row)} fields, expected {len(header)}")
@@ -194,7 +196,7 @@ def _csv_documents(stream: BinaryIO, name: str, text_column: str, problems: Prob
 
 
 def _csv_lines(stream: BinaryIO, name: str, problems: Problems) -> Iterator[str]:
-    """Decoded lines; a bad line keeps its bytes as surrogates, so that quoting stays intact and its row can be left out."""
+    """Decoded lines; a bad one keeps its bytes as surrogates: quoting stays intact and its row can be left out."""
     offset = 0
     for number, line in enumerate(stream, start=1):
         text = _decode(line, name, offset, f"line {number}", problems)
@@ -233,7 +235,7 @@ def _require_column(text_column: str, columns: list[str], where: str) -> None:
 def _text_value(value: object, where: str, problems: Problems) -> Iterator[str]:
     if not isinstance(value, str):
         problems.skip(f"{where}: expected text, got {type(value).__name__}")
-    elif any("\ud800" <= character <= "\udfff" for character in value):
+    elif _SURROGATE.search(value):
         problems.skip(f"{where}: the text has half a surrogate pair and is no valid Unicode")
     else:
         yield value

@@ -14,6 +14,8 @@ COMPRESSIONS = (".gz", ".xz", ".zst")
 
 _SUPPORTED = "txt, md, rst, py, jsonl, csv (each also as .gz, .xz or .zst) and parquet"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?", re.ASCII)
+# "notes.pdf" is a missing file, "web-text-v1.2" may be a data set.
+_FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w*", re.ASCII)
 
 # Tests, third-party packages and generated tables: not prose and not code that anyone wrote by hand.
 _STDLIB_SKIPPED_FOLDERS = frozenset(
@@ -104,13 +106,13 @@ def standard_library(root: Path | None = None) -> list[FileSource]:
         ValueError: if this interpreter carries no sources.
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
-    sources = []
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        relative = path.relative_to(root)
-        if _STDLIB_SKIPPED_FOLDERS.intersection(relative.parts) or relative.as_posix() in _STDLIB_SKIPPED_FILES:
-            continue
-        if not relative.parts[0].startswith(_STDLIB_GENERATED_PREFIXES):
-            sources.append(FileSource(path, relative.as_posix()))
+    sources = [
+        source
+        for source in _walk(root, _STDLIB_SKIPPED_FOLDERS)
+        if source.path.suffix == ".py"
+        and source.name not in _STDLIB_SKIPPED_FILES
+        and not source.name.startswith(_STDLIB_GENERATED_PREFIXES)
+    ]
     if not sources:
         raise ValueError(f"This Python carries no library sources in {root}; name your own text with --data.")
     return sources
@@ -132,19 +134,20 @@ def _resolve(value: str) -> list[FileSource] | list[HubSource]:
         if not matches:
             raise ValueError(f"The glob {value} matches nothing; quote it and check the folder it starts from.")
         return _supported([FileSource(match, str(match)) for match in matches if match.is_file()], f"The glob {value}")
-    if _HUB_NAME.fullmatch(value) and FileSource(path, value).kind == "unsupported" and not path.suffix:
+    if _HUB_NAME.fullmatch(value) and not _FILE_SUFFIX.fullmatch(path.suffix):
         name, _, config = value.partition(":")
         return [HubSource(name, config or None)]
     raise ValueError(f"{value} does not exist; expected a file, a folder, a glob or a hub data set name.")
 
 
-def _walk(folder: Path) -> list[FileSource]:
+def _walk(folder: Path, skipped: frozenset[str] = frozenset({"__pycache__"})) -> list[FileSource]:
     found = []
-    for parent, children, names in os.walk(folder, followlinks=True):
-        # Sorted in place so that the walk's order, and with it the corpus, does not depend on the file system.
-        children[:] = sorted(name for name in children if not name.startswith(".") and name != "__pycache__")
-        found += [Path(parent) / name for name in names if not name.startswith(".")]
-    return [FileSource(path, path.relative_to(folder).as_posix()) for path in sorted(found)]
+    for parent, children, names in os.walk(folder):
+        children[:] = [name for name in children if not name.startswith(".") and name not in skipped]
+        paths = (Path(parent) / name for name in names if not name.startswith("."))
+        found += [FileSource(path, path.relative_to(folder).as_posix()) for path in paths]
+    # Sorted, so that the corpus does not depend on the order of the file system.
+    return sorted(found, key=lambda source: source.name)
 
 
 def _supported(sources: list[FileSource], where: str) -> list[FileSource]:

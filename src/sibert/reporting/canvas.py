@@ -28,8 +28,9 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _PAPER: "--card
 
 # Values that span more than this factor get a logarithmic axis.
 _LOGARITHMIC_SPAN = 20.0
+_TICK_STEPS = (1, 2, 2.5, 5, 10)
 
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.hashsalt": "sibert",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -180,26 +181,28 @@ def _scale_ordinate(axes: "Axes", panel: Panel) -> None:
     values = np.concatenate([line.y for line in panel.lines])
     values = values[np.isfinite(values)]
     low, high = float(values.min()), float(values.max())
-    if low > 0 and high / low > _LOGARITHMIC_SPAN and not panel.from_zero and panel.top is None:
-        axes.set_yscale("log")
-        subs = (1.0, 3.0) if np.log10(high / low) < 3 else (1.0,)
+    # The lowest tenth does not count: a schedule that ends at zero is a straight line and should look like one.
+    usual_low = float(np.percentile(values, 10))
+    if usual_low > 0 and high / usual_low > _LOGARITHMIC_SPAN and not panel.from_zero and panel.top is None:
+        axes.set_yscale("log", nonpositive="mask")
+        subs = (1.0, 3.0) if np.log10(high / values[values > 0].min()) < 3 else (1.0,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        if panel.from_zero:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=_TICK_STEPS))
+        if panel.top is not None:
+            axes.set_ylim(low - 0.05 * (panel.top - low), panel.top)
+        elif panel.from_zero:
             axes.set_ylim(0.0, 1.08 * high if high > 0 else 1.0)
         elif high > 0 and high - low <= 1e-9 * high:
             axes.set_ylim(0.0, 1.6 * high)  # a constant: matplotlib would zoom into its last digit
-    if panel.top is not None:
-        axes.set_ylim(top=panel.top)
     axes.yaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
 def _scale_abscissa(axes: "Axes", label: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=label == "step"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=_TICK_STEPS, integer=label == "step"))
     axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
     axes.set_xlabel(label)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sibert.reporting.canvas import Line, Panel, Style, draw
-from sibert.reporting.curves import Array, smooth
-from sibert.reporting.run_directory import Run
+from sibert.reporting.curves import Array, running_median, smooth
+from sibert.reporting.run_directory import Curve, Run
 
 # A diverged run may not press the others flat: the loss axis ends at this multiple of what an untrained model scores.
 _LOSS_HEADROOM = 1.1
-_SMOOTHING_WINDOWS = 30
+# A smoothing window is this share of a run; predictions get a wider one, being made from single gradients.
+_WINDOW, _PREDICTION_WINDOW = 1 / 30, 1 / 12
 _TIME_UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 _BYTE_UNITS = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes"))
 
@@ -81,7 +82,7 @@ def loss_figure(runs: Sequence[Run], names: Sequence[str], over: str = "step") -
 
 
 def group_figures(runs: Sequence[Run], names: Sequence[str], group: str) -> list[Figure]:
-    """Norm, effective and intrinsic learning rate, angular update and clipping of one scale-invariant group.
+    """Norm, learning rates, angular update, gradient and clipping of one scale-invariant group.
 
     Args:
         runs: the runs; those without this group are passed over.
@@ -97,6 +98,7 @@ def group_figures(runs: Sequence[Run], names: Sequence[str], group: str) -> list
         _effective_lr_figure(runs, names, group, key),
         _angle_figure(runs, names, group, key),
         _intrinsic_lr_figure(runs, names, group, key),
+        _relative_gradient_figure(runs, names, group, key),
         _clipping_figure(runs, names, group, key),
     ]
     return [figure for figure in candidates if figure is not None]
@@ -145,12 +147,12 @@ def _norm_figure(runs: Sequence[Run], names: Sequence[str], group: str, key: str
     lines = []
     for index, run in enumerate(runs):
         lines += [Line(index, "parameter norm", *run.group_curve(group, "param_norm"))]
-        lines += [Line(index, "predicted equilibrium", *run.group_curve(group, "equilibrium_norm"), "dashed")]
+        lines += [Line(index, "predicted equilibrium", *_equilibrium_norm(run, group), "dashed")]
     return _figure(
         f"{key}-norm", "Parameter norm",
         "Gradient steps lengthen x and weight decay shortens it; both balance at "
-        "‖x‖ = (ησ² / (λ(2 − ηλ)))<sup>1/4</sup> with σ = ‖x‖‖g‖, the dashed line, which the norm approaches within "
-        "about 1/(4ηλ) steps.",
+        "‖x‖ = (ησ² / (λ(2 − ηλ)))<sup>1/4</sup>, the dashed line, with σ² = ‖x‖²‖g‖² (median of neighbouring "
+        "log entries), and the norm comes close to it within about 1/(4ηλ) steps.",
         [Panel("‖x‖", lines)], names, [("solid", "measured"), ("dashed", "predicted equilibrium")],
     )  # fmt: skip
 
@@ -159,19 +161,32 @@ def _effective_lr_figure(runs: Sequence[Run], names: Sequence[str], group: str, 
     lines = []
     for index, run in enumerate(runs):
         lines += [Line(index, "effective learning rate", *run.group_curve(group, "effective_lr"))]
-        # η from the same record: the schedule moves it, and it cancels nowhere.
-        pairs = [
-            (values["step"], measured["eta"] / measured["equilibrium_norm"] ** 2)
-            for values in run.train
-            if (measured := values.get("groups", {}).get(group, {})).get("eta") and measured.get("equilibrium_norm")
-        ]
-        table = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
-        lines += [Line(index, "predicted at equilibrium", table[:, 0], table[:, 1], "dashed")]
+        at, norm = _equilibrium_norm(run, group)
+        steps, eta = run.group_curve(group, "eta")
+        _, here, there = np.intersect1d(at, steps, return_indices=True)
+        norm = np.where(norm > 0, norm, np.nan)
+        lines += [Line(index, "predicted at equilibrium", at[here], eta[there] / norm[here] ** 2, "dashed")]
     return _figure(
         f"{key}-effective-lr", "Effective learning rate",
         "The step size that a scale-invariant loss feels is η/‖x‖²; once the norm is at equilibrium it is "
         "√(ηλ(2 − ηλ)) / σ, the dashed line, in which the scale of the initialisation no longer occurs.",
         [Panel("η / ‖x‖²", lines)], names, [("solid", "measured"), ("dashed", "predicted at equilibrium")],
+    )  # fmt: skip
+
+
+def _relative_gradient_figure(runs: Sequence[Run], names: Sequence[str], group: str, key: str) -> Figure | None:
+    lines = []
+    for index, run in enumerate(runs):
+        x, ratio = _quotient(run, group, "grad_norm", "param_norm")
+        lines += [Line(index, "as measured", x, ratio, "faint"), Line(index, "smoothed", x, _root_mean_square(ratio))]
+        x, ratio = _quotient(run, group, "weight_decay", "eta")
+        lines += [Line(index, "√(2λ/η)", x, np.sqrt(2 * ratio), "dashed")]
+    return _figure(
+        f"{key}-gradient", "Gradient over parameter norm",
+        "The size of the gradient seen from the parameters; at equilibrium it is √(2λ/η), the dashed line, up to the "
+        "factor √(1 − ηλ/2), and a step in which it exceeds √C times that line is clipped.",
+        [Panel("‖g‖ / ‖x‖", lines)], names,
+        [("solid", "root mean square"), ("faint", "as measured"), ("dashed", "√(2λ/η)")],
     )  # fmt: skip
 
 
@@ -188,14 +203,16 @@ def _intrinsic_lr_figure(runs: Sequence[Run], names: Sequence[str], group: str, 
 def _angle_figure(runs: Sequence[Run], names: Sequence[str], group: str, key: str) -> Figure | None:
     lines = []
     for index, run in enumerate(runs):
-        lines += [Line(index, "angular update", *run.group_curve(group, "angular_update"))]
+        x, angle = run.group_curve(group, "angular_update")
+        lines += [Line(index, "as measured", x, angle, "faint"), Line(index, "smoothed", x, _root_mean_square(angle))]
         x, intrinsic_lr = run.group_curve(group, "intrinsic_lr")
         lines += [Line(index, "√(2ηλ)", x, np.sqrt(2 * intrinsic_lr), "dashed")]
     return _figure(
         f"{key}-angular-update", "Angular update",
         "The angle by which one step turns x; at equilibrium it is √(2ηλ), the dashed line, however large the "
         "gradients are, and clipping keeps it below about √C times that.",
-        [Panel("radians per step", lines)], names, [("solid", "measured"), ("dashed", "√(2ηλ)")],
+        [Panel("radians per step", lines)], names,
+        [("solid", "root mean square"), ("faint", "as measured"), ("dashed", "√(2ηλ)")],
     )  # fmt: skip
 
 
@@ -237,7 +254,29 @@ def _figure(
 
 
 def _smooth(values: Array) -> Array:
-    return smooth(values, len(values) // _SMOOTHING_WINDOWS)
+    return smooth(values, round(len(values) * _WINDOW))
+
+
+def _root_mean_square(values: Array) -> Array:
+    # The theory's angle and gradient size are root mean squares: √(2ηλ) is not the mean angle.
+    with np.errstate(over="ignore"):  # a gradient of 1e200 is infinite here, and leaves a gap
+        return np.sqrt(_smooth(values**2))
+
+
+def _equilibrium_norm(run: Run, group: str) -> Curve:
+    # Each logged prediction is made from one gradient. A median, because the gradient of a clipped step is far larger
+    # than the update that it leads to, and an average of σ² would follow it.
+    x, norm = run.group_curve(group, "equilibrium_norm")
+    return running_median(x, norm, round(len(norm) * _PREDICTION_WINDOW))
+
+
+def _quotient(run: Run, group: str, above: str, below: str) -> Curve:
+    """Quotient of two measurements of one group, at the steps that have both; NaN where the lower one is zero."""
+    x, numerator = run.group_curve(group, above)
+    steps, denominator = run.group_curve(group, below)
+    at, here, there = np.intersect1d(x, steps, return_indices=True)
+    denominator = np.where(denominator > 0, denominator, np.nan)
+    return at, numerator[here] / denominator[there]
 
 
 def _entropy_lines(runs: Sequence[Run], over: str) -> list[Line]:

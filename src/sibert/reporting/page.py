@@ -8,13 +8,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sibert.reporting.canvas import COLOURS, colour_of
+from sibert.reporting.canvas import COLOURS, colour_of, plain_number
 from sibert.reporting.figures import Figure, cost_figures, group_figures, loss_figure
-from sibert.reporting.run_directory import Run, as_number, load_run
+from sibert.reporting.run_directory import Run, first_number, load_run
+from sibert.reporting.stylesheet import CSS
 from sibert.reporting.summary import FINAL_SHARE, Summary, summarise
 
 ABSENT = "–"
@@ -35,7 +36,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         ``out``.
 
     Raises:
-        ValueError: no run, a run named twice, ``out`` is a folder, or a run directory is damaged (see :func:`load_run`).
+        ValueError: no run, a run named twice, ``out`` is a folder, or a run directory is damaged (see ``load_run``).
+        TypeError: one path instead of a sequence of them.
         OSError: a run directory does not exist, or ``out`` cannot be written.
     """
     out = Path(out)
@@ -60,7 +62,9 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         reason = error.strerror or str(error)
         raise OSError(f"cannot write the report to {out}: {reason}; give a writable place with enough room") from error
     finally:
-        _remove(temporary)
+        # Its folder may be no folder: then there is nothing to remove, and the error that matters is on its way.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return out
 
 
@@ -86,18 +90,17 @@ def render_page(runs: Sequence[Run]) -> str:
         "<h2>Configuration</h2>",
         *_configuration(runs, names),
         "<h2>Environment</h2>",
-        _fold("All of it", _key_table([run.environment for run in runs], names)),
+        _fold("Versions and machine", _key_table([run.environment for run in runs], names)),
         "<h2>Evaluation</h2>",
         _evaluation_table(runs, names),
     ]
-    css = files("sibert.reporting").joinpath("style.css").read_text(encoding="utf-8")
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             # The browser, too, shall know that nothing is to be loaded or run.
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{text_of(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>",
+            f"<title>{text_of(title)}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>",
             *(part for part in parts if part),
             "</main>\n</body>\n</html>\n",
         ]
@@ -132,20 +135,20 @@ def text_of(value: object) -> str:
     return html.escape(json.dumps(value, ensure_ascii=False))
 
 
-def _remove(temporary: Path) -> None:
-    try:
-        temporary.unlink(missing_ok=True)
-    except OSError:
-        pass  # its folder is no folder: there is nothing to remove, and the error that matters is on its way
-
-
 # Numbers for people. A value that a run does not have is a dash, never a zero.
 
 
 def _number(value: float | None, digits: int = 3) -> str:
     if value is None:
         return ABSENT
-    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else f"{value} (diverged)"
+    if not math.isfinite(value):
+        return "not finite"
+    return plain_number(value) if abs(value) >= 1e4 else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _steps(summary: Summary) -> str:
+    unfinished = summary.planned_steps is not None and summary.planned_steps > summary.steps
+    return _whole(summary.steps) + (f" of {_whole(summary.planned_steps)}" if unfinished else "")
 
 
 def _whole(value: float | None) -> str:
@@ -195,9 +198,9 @@ def _lead(names: Sequence[str], summaries: Sequence[Summary]) -> list[str]:
             continue
         side = "below" if below >= 0 else "above"
         sentences.append(
-            f'<p class="lead"><b>{text_of(name)}</b> ended after {_whole(summary.steps)} steps at a validation masked-LM '
-            f"loss of {_number(summary.validation_loss)} nats, {_number(abs(below))} {side} the unigram entropy "
-            f"({_number(summary.unigram_entropy)}) of the same targets.</p>"
+            f'<p class="lead"><b>{text_of(name)}</b>: after {_whole(summary.validation_step)} steps the validation '
+            f"masked-LM loss is {_number(summary.validation_loss)} nats, {_number(abs(below))} {side} the unigram "
+            f"entropy ({_number(summary.unigram_entropy)}) of the same targets.</p>"
         )
     # More sentences than this read worse than the table.
     return sentences if len(sentences) <= 3 else []
@@ -221,7 +224,7 @@ def _summary_table(names: Sequence[str], summaries: Sequence[Summary]) -> str:
         ("optimizer", lambda s: text_of(s.optimizer)),
         ("size", lambda s: text_of(s.size)),
         ("parameters", lambda s: _whole(s.parameters)),
-        ("steps", lambda s: _whole(s.steps)),
+        ("steps", _steps),
         ("tokens seen", lambda s: _whole(s.tokens_seen)),
         (f"training loss, nats (mean of the last {share})", lambda s: _number(s.train_loss)),
         ("validation masked-LM loss, nats", lambda s: _number(s.validation_loss)),
@@ -299,29 +302,35 @@ def _key_table(objects: Sequence[Mapping[str, Any]], names: Sequence[str], keys:
 
 
 def _evaluation_table(runs: Sequence[Run], names: Sequence[str]) -> str:
-    columns: list[tuple[str, str, Callable[[float], str]]] = [
-        ("step", "step", _whole),
-        ("epoch", "epoch", lambda value: _number(value, 2)),
-        ("wall_seconds", "wall time", _duration),
-        ("loss", "loss", _number),
-        ("mlm_loss", "masked-LM loss", _number),
-        ("unigram_entropy", "unigram entropy", _number),
-        ("accuracy", "accuracy", lambda value: f"{value:.1%}"),
-        ("nsp_loss", "next-sentence loss", _number),
-        ("nsp_accuracy", "next-sentence accuracy", lambda value: f"{value:.1%}"),
-        ("targets", "targets", _whole),
-    ]
     records = [(index, record) for index, run in enumerate(runs) for record in run.evaluations]
     if not records:
         return "<p>No run has been evaluated yet.</p>"
-    columns = [column for column in columns if any(column[0] in record for _, record in records)]
-    head = "".join(f'<th scope="col">{label}</th>' for _, label, _ in columns)
-    rows = [
-        f'<tr><th scope="row">{_swatch(index)}{text_of(names[index])}</th>'
-        + "".join(f"<td>{show(as_number(record[key])) if key in record else ABSENT}</td>" for key, _, show in columns)
-        + "</tr>"
-        for index, record in records
+    with_sentences = any("nsp_loss" in record for _, record in records)
+    columns: list[tuple[tuple[str, ...], str, Callable[[float], str]]] = [
+        (("step",), "step", _whole),
+        (("epoch",), "epoch", lambda value: _number(value, 2)),
+        (("wall_seconds",), "wall time", _duration),
+        *([(("loss",), "sum of both losses", _number)] if with_sentences else []),
+        (("mlm_loss", "loss"), "masked-LM loss", _number),
+        (("unigram_entropy",), "unigram entropy", _number),
+        (("accuracy",), "accuracy", lambda value: f"{value:.1%}"),
+        (("nsp_loss",), "next-sentence loss", _number),
+        (("nsp_accuracy",), "next-sentence accuracy", lambda value: f"{value:.1%}"),
+        (("targets",), "targets", _whole),
     ]
+    columns = [column for column in columns if any(key in record for key in column[0] for _, record in records)]
+    head = "".join(f'<th scope="col">{label}</th>' for _, label, _ in columns)
+    rows = []
+    for index, record in records:
+        cells = (
+            show(first_number(record, keys)) if any(key in record for key in keys) else ABSENT
+            for keys, _, show in columns
+        )
+        rows.append(
+            f'<tr><th scope="row">{_swatch(index)}{text_of(names[index])}</th>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "</tr>"
+        )
     table = (
         f'<div class="scroll"><table><thead><tr><th scope="col">run</th>{head}</tr></thead><tbody>\n'
         + "\n".join(rows)

@@ -35,9 +35,6 @@ _NUMBERS = (
     "unigram_entropy",
 )
 
-# A clock that falls by less than this is jitter between the train and the eval record of one step, not a restart.
-_CLOCK_JITTER_SECONDS = 1.0
-
 Record = Mapping[str, Any]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -130,8 +127,7 @@ def _columns(pairs: list[tuple[float, float]]) -> Curve:
 def load_run(path: Path | str) -> Run:
     """Read a run directory.
 
-    Where a resumed run repeats steps, the later records win; where its clock starts again at zero, the earlier seconds
-    are added. Both leave a note.
+    Where records of a step are repeated the later ones win, and what lay between is dropped; that leaves a note.
 
     Args:
         path: the directory that ``sibert pretrain --out`` wrote.
@@ -145,14 +141,13 @@ def load_run(path: Path | str) -> Run:
         ValueError: it is not a run directory, has no metrics yet, or a file in it is damaged (file and line are named).
     """
     path = Path(path)
+    hint = "give the folder that `sibert pretrain --out` wrote"
     if not path.exists():
-        raise FileNotFoundError(f"no run directory at {path}: give the folder that `sibert pretrain --out` wrote")
+        raise FileNotFoundError(f"no run directory at {path}: {hint}")
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; expected a run directory, as `sibert pretrain --out` writes it")
     if not (path / RECIPE_FILE).is_file():
-        raise ValueError(
-            f"{path} is not a run directory: it has no {RECIPE_FILE}; give the folder that `sibert pretrain --out` wrote"
-        )
+        raise ValueError(f"{path} is not a run directory: it has no {RECIPE_FILE}; {hint}")
     notes: list[str] = []
     recipe = _read_object(path / RECIPE_FILE)
     environment: dict[str, Any] = {}
@@ -160,10 +155,10 @@ def load_run(path: Path | str) -> Run:
         environment = _read_object(path / ENVIRONMENT_FILE)
     else:
         notes.append(f"there is no {ENVIRONMENT_FILE}, so parameters and versions are unknown")
-    records = _continue_clock(_drop_superseded(_read_metrics(path / METRICS_FILE, notes), notes), notes)
+    records = _drop_superseded(_read_metrics(path / METRICS_FILE, notes), notes)
     train = tuple(record for record in records if record["kind"] == "train")
     if not train and not any(record["kind"] == "eval" for record in records):
-        raise ValueError(f"{path} has no metrics yet: {METRICS_FILE} holds no whole record; wait for the first log entry")
+        raise ValueError(f"{path} has no metrics yet: no whole record in {METRICS_FILE}; wait for the first log entry")
     evaluations = tuple(record for record in records if record["kind"] == "eval")
     # abspath, not resolve: "." gets its name, a symbolic link keeps the one its owner chose.
     name = os.path.basename(os.path.abspath(path))
@@ -232,28 +227,13 @@ def _drop_superseded(records: list[dict[str, Any]], notes: list[str]) -> list[di
         return bool(old["step"] < new["step"] or (old["step"] == new["step"] and old["kind"] != new["kind"]))
 
     for record in records:
-        # Steps never fall within one branch of a run, and a step has at most one record of each kind: the last two tell
-        # whether the run went back to an older checkpoint, so that what it logged after that step belongs to a dead end.
+        # Steps never fall within one branch of a run, and a step has at most one record of each kind: the last two
+        # tell whether the run went back to an older checkpoint, and what it logged after that step is a dead end.
         if not all(stands(old, record) for old in kept[-2:]):
             before = len(kept)
             kept = [old for old in kept if stands(old, record)]
             dropped += before - len(kept)
         kept.append(record)
     if dropped:
-        notes.append(f"{dropped} log entries were written again for the same steps, as a resumed run does; the later count")
+        notes.append(f"{dropped} log entries stand for steps that were logged again later; only the later ones count")
     return kept
-
-
-def _continue_clock(records: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
-    continued = []
-    offset = previous = 0.0
-    for record in records:
-        seconds = record.get("wall_seconds")
-        if seconds is not None:
-            if seconds + offset < previous - _CLOCK_JITTER_SECONDS:
-                offset = previous
-                notes.append(f"the clock starts again before step {record['step']}; the seconds before it were added")
-            previous = max(previous, seconds + offset)
-            record = {**record, "wall_seconds": seconds + offset}
-        continued.append(record)
-    return continued

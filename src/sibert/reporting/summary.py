@@ -10,6 +10,9 @@ from sibert.reporting.run_directory import Run, as_number, first_number
 # The last train loss is a mean over this share of the log entries: one batch alone is too noisy to compare runs by.
 FINAL_SHARE = 0.05
 
+# What a recipe means that leaves the optimizer open.
+_DEFAULT_OPTIMIZERS = {"sibert": "clipped_sgd", "bert": "adamw"}
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -21,9 +24,11 @@ class Summary:
         size: named size.
         parameters: number of trainable parameters.
         steps: optimizer steps done.
+        planned_steps: optimizer steps that the recipe asks for.
         tokens_seen: input tokens of all steps, padding included.
         train_loss: masked-LM loss in nats, mean of the last 5 % of the log entries.
         validation_loss: masked-LM loss in nats of the last evaluation.
+        validation_step: the step of that evaluation.
         unigram_entropy: entropy in nats of that evaluation's targets under their own word frequencies.
         wall_seconds: seconds from the start to the last record.
         tokens_per_second: median of the log entries.
@@ -37,9 +42,11 @@ class Summary:
     size: str | None
     parameters: int | None
     steps: int
+    planned_steps: int | None
     tokens_seen: int | None
     train_loss: float | None
     validation_loss: float | None
+    validation_step: int | None
     unigram_entropy: float | None
     wall_seconds: float | None
     tokens_per_second: float | None
@@ -75,13 +82,15 @@ def summarise(run: Run) -> Summary:
     validation = first_number(last, ("mlm_loss", "loss")) if "mlm_loss" in last or "loss" in last else None
     return Summary(
         model=_text(run, "model"),
-        optimizer=_text(run, "optimizer"),
+        optimizer=_text(run, "optimizer") or _DEFAULT_OPTIMIZERS.get(_text(run, "model") or ""),
         size=_text(run, "size"),
         parameters=_whole(run.environment.get("parameters")),
         steps=steps,
+        planned_steps=_whole(run.recipe.get("steps")),
         tokens_seen=_tokens_seen(run, steps),
         train_loss=float(np.mean(losses[-tail:])) if len(losses) else None,
         validation_loss=validation,
+        validation_step=last.get("step"),
         unigram_entropy=as_number(last["unigram_entropy"]) if "unigram_entropy" in last else None,
         wall_seconds=max(walls) if walls else None,
         tokens_per_second=float(np.median(speeds)) if len(speeds) else None,
@@ -110,9 +119,13 @@ def _tokens_seen(run: Run, steps: int) -> int | None:
     counted = [record["tokens_seen"] for record in run.train if record.get("tokens_seen") is not None]
     if counted:
         return int(max(counted))
-    # batch_size counts the sequences of one optimizer step, over all processes and accumulated batches.
     batch_size, length = _whole(run.recipe.get("batch_size")), _whole(run.recipe.get("seq_length"))
-    return None if batch_size is None or length is None else steps * batch_size * length
+    if batch_size is None or length is None:
+        return None
+    # batch_size counts the sequences of one process and one micro-batch.
+    micro_batches = _whole(run.recipe.get("accumulation")) or 1
+    processes = _whole(run.environment.get("processes")) or 1
+    return steps * batch_size * length * micro_batches * processes
 
 
 def _skipped_steps(run: Run) -> int:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sibert.ops.relu_attention.deferred import deferred_relu_attention
@@ -36,7 +37,7 @@ def relu_attention(
         need_weights: Return the normalised weights [B, H, S, T] as well; needs the reference.
         backend: "reference" is the definition; "deferred" divides after the product with the values and keeps one
             [B, H, S, T] tensor for the backward pass instead of three; "auto" is "reference" if the weights are
-            wanted and "deferred" otherwise.
+            wanted, or in float16, whose range the undivided products would leave, and "deferred" otherwise.
 
     Returns:
         Output [B, H, S, K] and the weights, or None where they are not asked for.
@@ -52,7 +53,8 @@ def relu_attention(
         raise ValueError(f"backend must be 'auto', 'reference' or 'deferred', got {backend!r}")
     if backend == "deferred" and need_weights:
         raise ValueError("the deferred backend never forms the weights; use backend='auto' or 'reference' to get them")
-    if need_weights or backend == "reference":
+    half_range = backend == "auto" and query_BHSK.dtype == torch.float16
+    if need_weights or half_range or backend == "reference":
         output_BHSK, weights_BHST = reference_relu_attention(query_BHSK, key_BHTK, value_BHTK, mask, dropout_p=dropout_p)
         return output_BHSK, weights_BHST if need_weights else None
     return deferred_relu_attention(query_BHSK, key_BHTK, value_BHTK, mask, dropout_p=dropout_p), None

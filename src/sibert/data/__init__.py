@@ -1,0 +1,28 @@
+"""Text in, masked batches out: corpora, tokenizers, packing, masking and sampling."""
+
+from sibert.data.corpora import Corpus, CorpusReport, load_corpus
+from sibert.data.masking import MaskedDataset, unigram_entropy
+from sibert.data.preparation import PreparedCorpus, prepare_corpus
+from sibert.data.sampling import EpochSampler, collate
+from sibert.data.sources import find_sources
+from sibert.data.streaming import StreamingMaskedDataset
+from sibert.data.tokenizer import load_tokenizer, train_tokenizer
+
+__all__ = [  # noqa: RUF022  (grouped by what they do)
+    # from text to packed sequences
+    "Corpus",
+    "CorpusReport",
+    "PreparedCorpus",
+    "find_sources",
+    "load_corpus",
+    "prepare_corpus",
+    # tokenizers
+    "load_tokenizer",
+    "train_tokenizer",
+    # from packed sequences to batches
+    "EpochSampler",
+    "MaskedDataset",
+    "StreamingMaskedDataset",
+    "collate",
+    "unigram_entropy",
+]

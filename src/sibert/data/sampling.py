@@ -1,0 +1,62 @@
+"""The order of examples within an epoch, and batches of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sibert.data.masking import MaskedDataset
+from sibert.data.randomness import Purpose, random_stream
+
+
+class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
+    """Yields (epoch, index) pairs, each index once an epoch, in an order that is a pure function of (seed, epoch).
+
+    The epoch travels with every index, because persistent workers hold copies of the data set that no call from outside
+    reaches. It is kept in the data set of the main process, not here: accelerate tells the sampler or the data set,
+    depending on how it has wrapped the loader (after a resume in mid-epoch with several processes, only the data set).
+
+    Args:
+        dataset: what is sampled.
+        shuffle: permute anew in each epoch; otherwise in order.
+    """
+
+    def __init__(self, dataset: MaskedDataset, shuffle: bool = True) -> None:
+        self.dataset = dataset
+        self.shuffle = shuffle
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields.
+
+        Args:
+            epoch: its number, from 0.
+        """
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, size = self.dataset.epoch, len(self.dataset)
+        if not self.shuffle:
+            yield from ((epoch, index) for index in range(size))
+            return
+        for index in random_stream(self.dataset.seed, Purpose.ORDER, epoch, 0).permutation(size):
+            yield epoch, int(index)
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack examples of equal shape; there is no randomness here, so that batches can be prepared ahead of time.
+
+    Args:
+        examples: B dicts of arrays or integers with the same keys.
+
+    Returns:
+        The same keys: input_ids, attention_mask (and token_type_ids) [B, T], masked_positions, labels [B, P]
+        (and next_sentence_label [B]), int64.
+    """
+    return {
+        name: torch.from_numpy(np.stack([np.asarray(example[name], dtype=np.int64) for example in examples]))
+        for name in examples[0]
+    }

@@ -1,0 +1,94 @@
+"""Parameters that are spread over processes: DTensors and their local shards."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_sharded", "local_gradient", "local_shard", "sum_over_shards"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Say whether a tensor is a DTensor.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        True for a `torch.distributed.tensor.DTensor`.
+    """
+    # Nobody can hold a DTensor before its module is imported; importing it here would cost a second for nothing.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """Give the part of a tensor that this process holds.
+
+    Args:
+        tensor: A tensor or DTensor.
+
+    Returns:
+        The tensor itself, or a view of the DTensor's local part; in-place changes of it change the DTensor.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    dtensor: Any = tensor
+    local: Tensor = dtensor.to_local()
+    return local
+
+
+def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Give the part of a gradient that belongs to the local shard of its parameter.
+
+    Args:
+        parameter: A tensor or DTensor.
+        gradient: Its gradient, placed as the parameter or in another way.
+
+    Returns:
+        A plain tensor of the shape of `local_shard(parameter)`.
+    """
+    if not is_sharded(parameter):
+        return gradient
+    dparameter: Any = parameter
+    dgradient: Any = gradient
+    if dgradient.placements != dparameter.placements:
+        dgradient = dgradient.redistribute(dparameter.device_mesh, dparameter.placements)
+    return local_shard(dgradient)
+
+
+def sum_over_shards(tensors: Iterable[Tensor], local_sum: Callable[[list[Tensor]], Tensor], home: torch.device) -> Tensor:
+    """Sum an additive quantity over whole tensors when each process sees only its shards.
+
+    Args:
+        tensors: Tensors and DTensors; every process passes the same list in the same order.
+        local_sum: Maps a list of plain tensors to a 0-dim tensor that is additive in the list's elements.
+        home: Device of the result.
+
+    Returns:
+        A 0-dim plain tensor, the same in every process: one collective for each kind of placement.
+    """
+    plain: list[Tensor] = []
+    sharded: dict[Any, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if is_sharded(tensor):
+            dtensor: Any = tensor
+            sharded[(dtensor.device_mesh, dtensor.placements)].append(local_shard(tensor))
+        else:
+            plain.append(tensor)
+    sums = [local_sum(plain).to(home, non_blocking=True)] if plain else []
+    for (mesh, placements), locals_ in sharded.items():
+        sums.append(_reduce(local_sum(locals_), mesh, placements).to(home, non_blocking=True))
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
+def _reduce(local: Tensor, mesh: Any, placements: tuple[Any, ...]) -> Tensor:
+    """Add the shards' sums; along a mesh dimension that only replicates, every process has the whole sum already."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    pieces = [Replicate() if placement.is_replicate() else Partial("sum") for placement in placements]
+    total: Tensor = DTensor.from_local(local, mesh, pieces, run_check=False).full_tensor()
+    return total

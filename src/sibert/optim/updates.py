@@ -1,0 +1,179 @@
+"""One step of a group, x <- (1 - eta lambda) x - eta s g, written three times.
+
+`reference` is the formula; `foreach` hands lists of tensors to torch; `fused` makes one pass over the memory. They agree to
+rounding. Parameters of half precision are stepped in float32 and rounded once.
+
+Each has two ways to hear the step size and whether to step at all. Where the host may read (the CPU), it reads both and
+branches. Elsewhere both stay tensors on the device; a step that must not happen is undone by selection, never by a
+multiplication with 0, which would turn an infinite gradient into NaN.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sibert.optim import synchronisation
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "descend", "resolve_implementation"]
+
+Implementation = Literal["reference", "foreach", "fused"]
+IMPLEMENTATIONS: Final[tuple[str, ...]] = get_args(Implementation)
+
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+FUSED_DTYPES = (torch.float64, torch.float32, *HALF_PRECISION)
+
+FUSED_RANGE = (1e-30, 1e30)
+"""Scalars that the fused kernel may round to float32 without loss of range."""
+
+
+def resolve_implementation(
+    implementation: Implementation | None, parameter: Tensor, gradient: Tensor | None = None
+) -> Implementation:
+    """Choose how a tensor is stepped.
+
+    Args:
+        implementation: What the user asked for; None for the fastest that supports the tensor.
+        parameter: The (local) tensor to step.
+        gradient: Its gradient, if it has one.
+
+    Returns:
+        The request itself, except that "fused" and None become "foreach" for tensors that torch's fused kernel would read
+        wrongly or not at all: another device than CPU and CUDA, a gradient of another dtype, memory with gaps.
+    """
+    if implementation in ("reference", "foreach"):
+        return implementation
+    # The kernel walks both memories as if they were flat and does not look at strides.
+    supported = (
+        gradient is not None
+        and parameter.device.type in ("cpu", "cuda")
+        and parameter.dtype in FUSED_DTYPES
+        and parameter.dtype == gradient.dtype
+        and parameter.is_contiguous()
+        and gradient.is_contiguous()
+    )
+    return "fused" if supported else "foreach"
+
+
+def descend(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    *,
+    decay: float,
+    step_size: Tensor,
+    hold: Tensor,
+    implementation: Implementation | None = None,
+) -> None:
+    """Take x <- decay * x - step_size * g for every parameter, in place.
+
+    Args:
+        parameters: Plain tensors (local shards of DTensors).
+        gradients: One of the same shape for each parameter; None is a zero gradient: the parameter decays.
+        decay: 1 - eta lambda, in (0, 1].
+        step_size: eta * s, a 0-dim float64 tensor.
+        hold: 0-dim bool tensor; where True, no parameter changes by a single bit, whatever the gradients contain.
+        implementation: See `resolve_implementation`.
+    """
+    buckets: dict[tuple[object, ...], tuple[list[Tensor], list[Tensor | None]]] = defaultdict(lambda: ([], []))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.numel() == 0:
+            continue
+        chosen = resolve_implementation(implementation, parameter, gradient)
+        key = (chosen, parameter.device, parameter.dtype, None if gradient is None else gradient.dtype)
+        buckets[key][0].append(parameter)
+        buckets[key][1].append(gradient)
+    for (chosen, device, *_), (bucket, bucket_gradients) in buckets.items():
+        assert isinstance(device, torch.device)
+        step_here, hold_here = step_size.to(device, non_blocking=True), hold.to(device, non_blocking=True)
+        present = [gradient for gradient in bucket_gradients if gradient is not None]
+        if chosen == "reference":
+            _reference(bucket, bucket_gradients, decay, step_here, hold_here)
+        elif not synchronisation.host_may_read(device):
+            device_step = _fused_on_device if chosen == "fused" else _foreach_on_device
+            device_step(bucket, present, decay, step_here, hold_here)
+        elif not hold_here.item():
+            host_step = _fused_on_host if chosen == "fused" else _foreach_on_host
+            host_step(bucket, present, decay, step_here.item())
+
+
+def _reference(
+    parameters: list[Tensor], gradients: list[Tensor | None], decay: float, step_size: Tensor, hold: Tensor
+) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        x = _at_least_float32(parameter)
+        g = torch.zeros_like(x) if gradient is None else _at_least_float32(gradient)
+        stepped = decay * x - step_size * g
+        parameter.copy_(torch.where(hold, parameter, stepped.to(parameter.dtype)))
+
+
+def _foreach_on_host(parameters: list[Tensor], gradients: list[Tensor], decay: float, step_size: float) -> None:
+    stepped = [_at_least_float32(parameter) for parameter in parameters]
+    torch._foreach_mul_(stepped, decay)
+    if gradients:
+        torch._foreach_add_(stepped, _matching(gradients, stepped), alpha=-step_size)
+    if stepped[0] is not parameters[0]:
+        torch._foreach_copy_(parameters, stepped)
+
+
+def _foreach_on_device(
+    parameters: list[Tensor], gradients: list[Tensor], decay: float, step_size: Tensor, hold: Tensor
+) -> None:
+    stepped = torch._foreach_mul([_at_least_float32(parameter) for parameter in parameters], decay)
+    if gradients:
+        descents = torch._foreach_mul(_matching(gradients, stepped), step_size.to(stepped[0].dtype))
+        torch._foreach_sub_(stepped, descents)
+    selected = [torch.where(hold, p, s.to(p.dtype)) for p, s in zip(parameters, stepped, strict=True)]
+    torch._foreach_copy_(parameters, selected)
+
+
+def _fused_on_host(parameters: list[Tensor], gradients: list[Tensor], decay: float, step_size: float) -> None:
+    """Use x - h (g + w x), which torch's kernel computes in one pass, with h = eta s and w = (1 - decay) / h."""
+    smallest, largest = FUSED_RANGE
+    weight_decay = (1.0 - decay) / step_size if step_size else 0.0
+    in_range = smallest < step_size < largest and (decay == 1.0 or smallest < weight_decay < largest)
+    if not in_range:
+        _foreach_on_host(parameters, gradients, decay, step_size)
+        return
+    torch._fused_sgd_(
+        parameters,
+        gradients,
+        [],
+        weight_decay=weight_decay,
+        momentum=0.0,
+        lr=step_size,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+
+
+def _fused_on_device(
+    parameters: list[Tensor], gradients: list[Tensor], decay: float, step_size: Tensor, hold: Tensor
+) -> None:
+    """Decay, then descend: the kernel takes its weight decay from the host, but the clip factor is on the device."""
+    if decay != 1.0:
+        torch._foreach_mul_(parameters, torch.where(hold, 1.0, decay).to(parameters[0].dtype))
+    torch._fused_sgd_(
+        parameters,
+        gradients,
+        [],
+        weight_decay=0.0,
+        momentum=0.0,
+        lr=step_size.to(torch.float32),
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        found_inf=hold.to(torch.float32),
+    )
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF_PRECISION else tensor
+
+
+def _matching(gradients: list[Tensor], stepped: Sequence[Tensor]) -> list[Tensor]:
+    return [gradient.to(x.dtype) for gradient, x in zip(gradients, stepped, strict=True)]

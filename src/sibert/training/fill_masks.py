@@ -1,0 +1,41 @@
+"""What a trained model would put in place of [MASK]."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+__all__ = ["fill_masks"]
+
+
+def fill_masks(folder: Path, text: str, top: int = 5) -> Iterator[tuple[list[tuple[str, float]], int]]:
+    """Predict the masked tokens of a text.
+
+    Args:
+        folder: Folder with a masked-LM model and its tokenizer: a finished run.
+        text: Text with one or more mask tokens.
+        top: Number of predictions.
+
+    Yields:
+        For each mask, its predictions (token, probability) from the likeliest down, and its position.
+
+    Raises:
+        ValueError: If the folder has no model, or the text no mask, or too many tokens.
+    """
+    if not (folder / "config.json").exists():
+        unfinished = (folder / "recipe.json").exists()
+        hint = f"the run is not finished; go on with: sibert pretrain --resume {folder}" if unfinished else "give a finished run"
+        raise ValueError(f"{folder} has no model: {hint}")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    inputs = tokenizer(text, return_tensors="pt")
+    positions = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
+    if not positions:
+        raise ValueError(f"the text has no {tokenizer.mask_token}; write it where the model is to predict")
+    with torch.no_grad():
+        probabilities_TV = model(**inputs).logits[0].float().softmax(dim=-1)
+    for position in positions:
+        best = probabilities_TV[position].topk(min(top, probabilities_TV.shape[-1]))
+        tokens = tokenizer.convert_ids_to_tokens(best.indices.tolist())
+        yield list(zip(tokens, best.values.tolist(), strict=True)), position

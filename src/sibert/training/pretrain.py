@@ -1,0 +1,320 @@
+"""Pre-training: a recipe, a run directory, and `transformers.Trainer` in between."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, PreTrainedModel, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
+
+from sibert.data import PreparedCorpus, collate, masked, prepare_corpus, unigram_entropy
+from sibert.models import (
+    BertTwinForMaskedLM,
+    BertTwinForPreTraining,
+    SibertConfig,
+    SibertForMaskedLM,
+    SibertForPreTraining,
+    size_of,
+)
+from sibert.optim import Lamb, build_optimizer, build_schedule, default_intrinsic_lr, schedule
+from sibert.training.callbacks import ProgressCallback, SignalCallback, exit_status
+from sibert.training.checkpoints import discard_after, latest_checkpoint
+from sibert.training.environment import environment
+from sibert.training.metrics import MetricsFile
+from sibert.training.recipe import EQUILIBRIUM_TIMES, PretrainRecipe
+from sibert.training.run_directory import RunDirectory
+from sibert.training.trainer import PretrainTrainer
+
+__all__ = ["build_model", "build_training_optimizer", "run_pretraining"]
+
+TWIN_LR = {"adamw": 5e-4, "lamb": 2e-3, "sgd": 0.1}
+TWIN_WEIGHT_DECAY = 0.01
+TWIN_MAX_GRAD_NORM = {"adamw": 1.0, "lamb": 1.0, "sgd": 0.0}
+TWIN_WARMUP_SHARE = 0.1
+HEAD_WARMUP_SHARE = 0.01
+"""The paper warms up LAMB on the head during the first hundredth of the run; the encoder never."""
+
+
+def build_model(recipe: PretrainRecipe, vocab_size: int, pad_token_id: int) -> PreTrainedModel:
+    """Make and initialise the model of a recipe.
+
+    Args:
+        recipe: The recipe; its seed determines the initialisation.
+        vocab_size: Number of tokens of the tokenizer.
+        pad_token_id: Its padding token.
+
+    Returns:
+        SIBERT or its BERT twin, with the encoder's parameters multiplied by `initial_scale`.
+    """
+    set_seed(recipe.seed)
+    fields: dict[str, Any] = {
+        **size_of(recipe.size),
+        "vocab_size": vocab_size,
+        "pad_token_id": pad_token_id,
+        "hidden_dropout_prob": recipe.dropout,
+        "attention_probs_dropout_prob": recipe.dropout,
+        # Positions that training never sees would be noise: the model is as long as its sequences.
+        "max_position_embeddings": recipe.seq_length,
+    }
+    model: PreTrainedModel
+    if recipe.model == "sibert":
+        config = SibertConfig(**fields)
+        model = SibertForPreTraining(config) if recipe.next_sentence else SibertForMaskedLM(config)
+    else:
+        twin_config = BertConfig(**fields)
+        model = BertTwinForPreTraining(twin_config) if recipe.next_sentence else BertTwinForMaskedLM(twin_config)
+    if recipe.initial_scale != 1.0:
+        with torch.no_grad():
+            for parameter in model.base_model.parameters():
+                parameter.mul_(recipe.initial_scale)
+    return model
+
+
+def build_training_optimizer(
+    recipe: PretrainRecipe, model: PreTrainedModel
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Make the optimizer and the learning-rate schedule of a recipe.
+
+    Args:
+        recipe: The recipe.
+        model: The model to train.
+
+    Returns:
+        The optimizer, and a schedule that never warms up the scale-invariant groups.
+    """
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer_name == "clipped_sgd":
+        fixed = recipe.lr is not None
+        optimizer = build_optimizer(
+            model,
+            intrinsic_lr=None if fixed else recipe.intrinsic_lr or default_intrinsic_lr(recipe.steps, EQUILIBRIUM_TIMES),
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            clip=recipe.clip,
+            head_lr=recipe.head_lr,
+        )
+        share = HEAD_WARMUP_SHARE
+    else:
+        optimizer = _twin_optimizer(recipe, model)
+        share = TWIN_WARMUP_SHARE
+    warmup = round(share * recipe.steps) if recipe.warmup_steps is None else recipe.warmup_steps
+    schedules = [
+        schedule(recipe.schedule, recipe.steps, warmup_steps=0 if group.get("scale_invariant") else warmup)
+        for group in optimizer.param_groups
+    ]
+    return optimizer, build_schedule(optimizer, schedules)
+
+
+def _twin_optimizer(recipe: PretrainRecipe, model: PreTrainedModel) -> torch.optim.Optimizer:
+    """Make a baseline optimizer, with no weight decay on biases and normalisations, as BERT is trained."""
+    name = recipe.optimizer_name
+    decay = TWIN_WEIGHT_DECAY if recipe.weight_decay is None else recipe.weight_decay
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": decay, "name": "matrices"},
+        {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
+    ]
+    lr = TWIN_LR[name] if recipe.lr is None else recipe.lr
+    factories: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "lamb": Lamb,
+        "sgd": torch.optim.SGD,
+    }
+    return factories[name](groups, lr=lr)
+
+
+def _training_arguments(recipe: PretrainRecipe, run: RunDirectory) -> TrainingArguments:
+    clipped = recipe.optimizer_name == "clipped_sgd"
+    default_max_grad_norm = 0.0 if clipped else TWIN_MAX_GRAD_NORM[recipe.optimizer_name]
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulation,
+        max_grad_norm=default_max_grad_norm if recipe.max_grad_norm is None else recipe.max_grad_norm,
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=recipe.evaluation_interval,
+        save_strategy="steps",
+        save_steps=recipe.checkpoint_interval,
+        save_total_limit=recipe.keep_checkpoints,
+        seed=recipe.seed,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        use_cpu=recipe.device == "cpu" or not torch.cuda.is_available(),
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        dataloader_num_workers=recipe.workers,
+        dataloader_persistent_workers=recipe.workers > 0,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available() and recipe.device != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def run_pretraining(
+    recipe: PretrainRecipe, out: Path, *, resume: bool = False, console: Console | None = None
+) -> int:
+    """Pre-train a model, or go on with a run that was stopped.
+
+    Args:
+        recipe: The recipe; with `resume` the one the run began with.
+        out: Run directory (`RunDirectory` tells its layout).
+        resume: Go on from the latest whole checkpoint.
+        console: Where progress is shown; default: standard output.
+
+    Returns:
+        0, or 128 + signal number when a signal stopped the run after a checkpoint was saved.
+
+    Raises:
+        ValueError: On data, directories or checkpoints that cannot be used.
+    """
+    run = RunDirectory(Path(out))
+    if resume and run.finished:
+        raise ValueError(f"{run.path} is finished; evaluate it, or start another run with --out")
+    if not resume and (run.path.exists() and any(run.path.iterdir()) if run.path.is_dir() else run.path.exists()):
+        run.create(recipe)  # raises, with the reason
+    arguments = _training_arguments(recipe, run)
+    main_process = arguments.process_index == 0
+    console = (console or Console(highlight=False, soft_wrap=True)) if main_process else Console(quiet=True)
+    checkpoint = _checkpoint_to_resume(run, console) if resume else None
+    if main_process and not resume:
+        run.create(recipe)
+    corpus = _prepare(recipe, run, arguments, resume, console)
+    trainer, signals = _build_trainer(recipe, run, corpus, arguments, console)
+    if main_process:
+        _announce(recipe, run, trainer, console, new=not resume)
+    if checkpoint is not None:
+        _rewind(trainer, run, checkpoint, main_process)
+    with signals.listening():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if signals.received is not None and trainer.state.global_step < recipe.steps:
+        console.print(f"stopped after step {trainer.state.global_step}; go on with: sibert pretrain --resume {run.path}")
+        return exit_status(signals.received)
+    if trainer.state.global_step % recipe.evaluation_interval:
+        trainer.evaluate()
+    if main_process:
+        run.save_model(_savable(trainer), corpus.tokenizer)
+        console.print(f"saved the model to {run.path}; try: sibert fill-mask {run.path} \"... [MASK] ...\"")
+    return 0
+
+
+def _checkpoint_to_resume(run: RunDirectory, console: Console) -> Path | None:
+    checkpoint, passed_over = latest_checkpoint(run.checkpoints)
+    for sentence in passed_over:
+        console.print(sentence)
+    if checkpoint is None and passed_over:
+        console.print("there is no whole checkpoint: starting from the first step")
+    return checkpoint
+
+
+def _rewind(trainer: PretrainTrainer, run: RunDirectory, checkpoint: Path, main_process: bool) -> None:
+    """Forget what came after a checkpoint: its records and the checkpoints that are not whole."""
+    step = int(checkpoint.name.rpartition("-")[2])
+    trainer.load_window(checkpoint)
+    if main_process:
+        assert trainer.metrics_file is not None
+        trainer.metrics_file.truncate_after(step)
+        discard_after(run.checkpoints, step)
+
+
+def _prepare(
+    recipe: PretrainRecipe, run: RunDirectory, arguments: TrainingArguments, resume: bool, console: Console
+) -> PreparedCorpus:
+    """Read, tokenise and pack the data; the first process works, the others then find its cache."""
+    started = time.perf_counter()
+    # The tokenizer of the run, not one trained anew: WordPiece training may differ from process to process.
+    own_tokenizer = str(run.tokenizer) if run.tokenizer.exists() else recipe.tokenizer
+    with arguments.main_process_first(local=False, desc="corpus") if arguments.world_size > 1 else nullcontext():
+        corpus = prepare_corpus(
+            recipe.data or None,
+            tokenizer=own_tokenizer,
+            vocab_size=recipe.vocab_size,
+            lowercase=recipe.lowercase,
+            seq_length=recipe.seq_length,
+            next_sentence=recipe.next_sentence,
+            streaming=recipe.streaming,
+            validation_fraction=recipe.validation_fraction,
+            documents=recipe.documents,
+            text_column=recipe.text_column,
+            seed=recipe.seed,
+        )
+        if arguments.process_index == 0 and not run.tokenizer.exists():
+            corpus.tokenizer.save_pretrained(run.tokenizer)
+            run.write_json("corpus.json", asdict(corpus.report))
+    console.print(f"data ready in {time.perf_counter() - started:.0f} s: {corpus.report}")
+    return corpus
+
+
+def _build_trainer(
+    recipe: PretrainRecipe, run: RunDirectory, corpus: PreparedCorpus, arguments: TrainingArguments, console: Console
+) -> tuple[PretrainTrainer, SignalCallback]:
+    tokenizer = corpus.tokenizer
+    masking = {"mask_rate": recipe.mask_rate, "whole_word": recipe.whole_word, "seed": recipe.seed}
+    train = masked(corpus.train, tokenizer, **masking)
+    validation = masked(corpus.validation, tokenizer, validation=True, **masking)
+    batch = recipe.batch_size * arguments.world_size
+    if not recipe.streaming and len(train) < batch:
+        raise ValueError(
+            f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than one batch of {batch}; "
+            "give more text, or a smaller --batch-size or --seq-length"
+        )
+    model = build_model(recipe, len(tokenizer), tokenizer.pad_token_id)
+    optimizer, lr_schedule = build_training_optimizer(recipe, model)
+    trainer = PretrainTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        optimizers=(optimizer, lr_schedule),
+        metrics_file=MetricsFile(run.metrics),
+        seed=recipe.seed,
+        unigram_entropy=unigram_entropy(validation),
+    )
+    for callback in (PrinterCallback, TransformersProgressCallback):
+        trainer.remove_callback(callback)
+    signals = SignalCallback()
+    trainer.add_callback(signals)
+    trainer.add_callback(ProgressCallback(console))
+    if trainer.is_world_process_zero():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.tensorboard))))
+    return trainer, signals
+
+
+def _announce(recipe: PretrainRecipe, run: RunDirectory, trainer: PretrainTrainer, console: Console, *, new: bool) -> None:
+    """Write the environment, and say in one line what is trained on what."""
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    if new:
+        record = {**environment(), "parameters": parameters, "processes": trainer.args.world_size}
+        run.write_json("environment.json", record)
+    console.print(
+        f"{recipe.model} {recipe.size}, {parameters / 1e6:.1f} M parameters, {recipe.optimizer_name}, "
+        f"{recipe.steps} steps of {recipe.batch_size * recipe.accumulation * trainer.args.world_size} x "
+        f"{recipe.seq_length} tokens, on {trainer.args.device}; run directory {run.path}"
+    )
+
+
+def _savable(trainer: PretrainTrainer) -> PreTrainedModel:
+    """Strip the wrappers of training, and let a BERT twin be what it is: a plain BERT."""
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    for twin, plain in ((BertTwinForMaskedLM, BertForMaskedLM), (BertTwinForPreTraining, BertForPreTraining)):
+        if isinstance(model, twin):
+            model.__class__ = plain
+    return model

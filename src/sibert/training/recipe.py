@@ -1,0 +1,207 @@
+"""The recipe of a pre-training run: every choice, as one flat, typed, JSON-able record."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sibert.models import SIZES
+
+__all__ = ["PretrainRecipe"]
+
+Model = Literal["sibert", "bert"]
+OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
+ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+EQUILIBRIUM_TIMES = 10.0
+"""D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """All choices of a pre-training run. The defaults train SIBERT on the text of the Python standard library.
+
+    Data: `data` (files, folders, globs, or one hub data set; empty = the standard library), `text_column`, `documents`,
+    `streaming`, `validation_fraction`, `tokenizer` (a folder or hub name; None = trained from the data), `vocab_size`,
+    `lowercase`, `seq_length` (tokens), `mask_rate`, `whole_word`, `next_sentence`.
+
+    Model: `model`, `size` (a key of `SIZES`), `dropout`, `initial_scale` (all encoder parameters are multiplied by it
+    before the first step; a scale-invariant run does not care).
+
+    Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
+    eta * lambda (None = 10 / steps) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no clipping;
+    `head_lr` of LAMB on the non-invariant head; `schedule`; `warmup_steps` of the head and of the twins (the
+    scale-invariant groups never warm up); `max_grad_norm`, the absolute clipping of the twins.
+
+    Batches: `batch_size` (sequences a process and micro-batch), `accumulation` (micro-batches a step).
+
+    Run: `seed`, `precision`, `gradient_checkpointing`, `workers` (data-loading processes), `log_every`, `eval_every`,
+    `save_every` (steps), `keep_checkpoints`, `device` ("auto" or "cpu").
+
+    Raises:
+        ValueError: On a choice that is out of range or makes no sense beside another one.
+    """
+
+    data: list[str] = field(default_factory=list)
+    text_column: str = "text"
+    documents: Literal["auto", "file", "blank-line"] = "auto"
+    streaming: bool = False
+    validation_fraction: float = 0.05
+    tokenizer: str | None = None
+    vocab_size: int = 8192
+    lowercase: bool = True
+    seq_length: int = 128
+    mask_rate: float = 0.15
+    whole_word: bool = False
+    next_sentence: bool = False
+
+    model: Model = "sibert"
+    size: str = "mini"
+    dropout: float = 0.0
+    initial_scale: float = 1.0
+
+    optimizer: OptimizerName | None = None
+    steps: int = 10_000
+    intrinsic_lr: float | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = 2.0
+    head_lr: float = 2e-3
+    schedule: ScheduleName = "cosine"
+    warmup_steps: int | None = None
+    max_grad_norm: float | None = None
+
+    batch_size: int = 32
+    accumulation: int = 1
+
+    seed: int = 0
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    workers: int = 0
+    log_every: int = 10
+    eval_every: int | None = None
+    save_every: int | None = None
+    keep_checkpoints: int = 2
+    device: Literal["auto", "cpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+        self._check_optimizer()
+
+    def _check_choices(self) -> None:
+        choices: dict[str, tuple[Any, ...]] = {
+            "documents": ("auto", "file", "blank-line"),
+            "model": get_args(Model),
+            "size": tuple(SIZES),
+            "optimizer": (None, *get_args(OptimizerName)),
+            "schedule": get_args(ScheduleName),
+            "precision": get_args(Precision),
+            "device": ("auto", "cpu"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                known = ", ".join(str(choice) for choice in allowed if choice is not None)
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+    def _check_numbers(self) -> None:
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "accumulation": 1,
+            "log_every": 1,
+            "eval_every": 1,
+            "save_every": 1,
+            "keep_checkpoints": 1,
+            "workers": 0,
+            "warmup_steps": 0,
+            "seq_length": 8,
+            "vocab_size": 16,
+            "seed": 0,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        for name in ("mask_rate", "validation_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("initial_scale", "head_lr", "lr", "intrinsic_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if self.warmup_steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps must be less than steps, got {self.warmup_steps} of {self.steps}")
+
+    def _check_optimizer(self) -> None:
+        if self.model == "bert" and self.optimizer == "clipped_sgd":
+            raise ValueError(
+                "optimizer clipped_sgd needs a scale-invariant model, and BERT is none: its clipping threshold is a "
+                "multiple of the parameter norm; use --model sibert, or --optimizer adamw, lamb or sgd for BERT"
+            )
+        if self.model == "sibert" and self.optimizer == "sgd":
+            raise ValueError("plain SGD of SIBERT is optimizer clipped_sgd with clip none; use --clip none")
+        if self.optimizer_name == "clipped_sgd":
+            if self.max_grad_norm:
+                raise ValueError(
+                    f"max_grad_norm must be 0 with clipped_sgd, got {self.max_grad_norm}: a clipping threshold that "
+                    "does not move with the parameter norm breaks scale invariance; ClippedSGD clips relative to it "
+                    "(--clip)"
+                )
+            if (self.lr is None) != (self.weight_decay is None):
+                raise ValueError("give lr and weight_decay together, or neither (intrinsic_lr then sets both)")
+            if self.lr is not None and self.intrinsic_lr is not None:
+                raise ValueError("give either intrinsic_lr or lr and weight_decay, not both: intrinsic_lr = lr * weight_decay")
+        elif self.intrinsic_lr is not None:
+            raise ValueError(f"intrinsic_lr belongs to clipped_sgd; optimizer {self.optimizer_name} takes lr")
+        elif self.initial_scale != 1.0 and self.optimizer_name != "sgd" and self.model == "sibert":
+            raise ValueError("initial_scale is for clipped_sgd and sgd")
+
+    @property
+    def optimizer_name(self) -> OptimizerName:
+        """The optimizer, with the default of the model filled in."""
+        if self.optimizer is not None:
+            return self.optimizer
+        return "clipped_sgd" if self.model == "sibert" else "adamw"
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations: `eval_every`, or a tenth of the run."""
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints: `save_every`, or a tenth of the run."""
+        return self.save_every or max(1, self.steps // 10)
+
+    def to_json(self) -> str:
+        """Write the recipe as JSON text; `from_json` reads it back."""
+        return json.dumps({**dataclasses.asdict(self), "optimizer": self.optimizer_name}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, path: Path) -> "PretrainRecipe":
+        """Read the recipe of a run.
+
+        Args:
+            path: A `recipe.json`.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ValueError: If the file is missing, is not JSON, or names options this version does not know.
+        """
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path.parent} is not a run directory: it has no {path.name}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
+        unknown = sorted(set(fields) - {one.name for one in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; was it written by another version?")
+        return cls(**fields)

@@ -1,0 +1,264 @@
+"""The contract of transformers: classes, round trips, pipelines, compilation, export."""
+
+import copy
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertTokenizer,
+    pipeline,
+)
+
+from sibert.models import (
+    SIZES,
+    SibertConfig,
+    SibertForMaskedLM,
+    SibertForMultipleChoice,
+    SibertForPreTraining,
+    SibertForQuestionAnswering,
+    SibertForSequenceClassification,
+    SibertForTokenClassification,
+    SibertModel,
+)
+from sibert.models.masked_lm_loss import masked_lm_loss, next_sentence_loss
+from tests.models.builders import roughened
+
+CLASSES = {
+    SibertModel: (AutoModel, {}),
+    SibertForMaskedLM: (AutoModelForMaskedLM, {"labels": lambda ids: ids}),
+    SibertForPreTraining: (
+        AutoModelForPreTraining,
+        {"labels": lambda ids: ids, "next_sentence_label": lambda ids: ids[:, 0] % 2},
+    ),
+    SibertForSequenceClassification: (AutoModelForSequenceClassification, {"labels": lambda ids: ids[:, 0] % 2}),
+    SibertForTokenClassification: (AutoModelForTokenClassification, {"labels": lambda ids: ids % 2}),
+    SibertForQuestionAnswering: (
+        AutoModelForQuestionAnswering,
+        {"start_positions": lambda ids: ids[:, 0] % 19, "end_positions": lambda ids: ids[:, 1] % 19},
+    ),
+    SibertForMultipleChoice: (AutoModelForMultipleChoice, {"labels": lambda ids: ids[:, 0, 0] % 2}),
+}
+
+
+def inputs_for(model_class, batch, with_labels=True):
+    inputs = dict(batch)
+    if model_class is SibertForMultipleChoice:
+        inputs = {name: value.view(2, 2, -1) for name, value in inputs.items()}
+    labels = {name: make(inputs["input_ids"]) for name, make in CLASSES[model_class][1].items()} if with_labels else {}
+    return {**inputs, **labels}
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_round_trip_through_a_folder_and_the_auto_class(model_class, config, batch, tmp_path):
+    model = roughened(model_class(config).eval())
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), SibertConfig)
+    loaded = CLASSES[model_class][0].from_pretrained(tmp_path).eval()
+    assert type(loaded) is model_class
+    inputs = inputs_for(model_class, batch)
+    for name, value in model(**inputs).items():
+        torch.testing.assert_close(loaded(**inputs)[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_every_parameter_gets_a_finite_gradient_and_a_group(model_class, config, batch):
+    model = roughened(model_class(config).train())
+    outputs = model(**inputs_for(model_class, batch))
+    loss = outputs.loss if "loss" in outputs else outputs.last_hidden_state.square().mean() + outputs.last_hidden_state[0, 0, 0]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    (group,) = model.scale_invariant_groups().values()
+    assert {name for name, _ in group} == {
+        name for name, _ in model.named_parameters() if model_class is SibertModel or name.startswith("sibert.")
+    }
+
+
+def test_initialisation_is_the_table_in_its_docstring():
+    model = SibertForMaskedLM(SibertConfig.of_size("tiny", vocab_size=500))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif "norm" in name:
+            assert (parameter == 1).all(), name
+        else:
+            # A normal distribution cut at two standard deviations keeps 0.88 of its standard deviation.
+            assert parameter.std().item() == pytest.approx(0.02 * 0.8796, rel=0.1), name
+            assert parameter.abs().max() <= 0.04, name
+
+
+def test_base_and_large_have_berts_sizes():
+    assert SIZES["base"] == {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+    assert SIZES["large"] == {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+    default = SibertConfig()
+    assert {name: getattr(default, name) for name in SIZES["base"]} == SIZES["base"]
+    with torch.device("meta"):
+        encoder = SibertModel(SibertConfig.of_size("base"))
+    assert 108e6 < sum(p.numel() for p in encoder.parameters()) < 111e6
+
+
+def test_hidden_states_and_attentions(config, batch):
+    model = roughened(SibertForMaskedLM(config).eval())
+    outputs = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert len(outputs.hidden_states) == config.num_hidden_layers + 1
+    assert [tuple(a.shape) for a in outputs.attentions] == [(4, 2, 19, 19)] * 2
+    rows = outputs.attentions[0].sum(dim=-1)
+    assert (((rows - 1).abs() < 1e-5) | (rows == 0)).all()
+    assert (outputs.attentions[0][1, :, :, 11:] == 0).all()
+    torch.testing.assert_close(outputs.logits, model(**batch).logits)
+    torch.testing.assert_close(outputs.hidden_states[-1], model.sibert(**batch).last_hidden_state)
+    as_tuple = model(**batch, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+
+
+def test_masks_of_every_form_agree(config, batch):
+    model = roughened(SibertModel(config).eval())
+    mask = batch["attention_mask"]
+    reference = model(**batch).last_hidden_state
+    full = mask[:, None, :].expand(-1, 19, -1)
+    additive = torch.zeros(4, 1, 19, 19).masked_fill(full[:, None] == 0, torch.finfo(torch.float32).min)
+    for form in (mask.bool(), mask.float(), full, full[:, None].bool(), additive):
+        torch.testing.assert_close(model(batch["input_ids"], attention_mask=form).last_hidden_state, reference)
+    ones = torch.ones_like(mask)
+    torch.testing.assert_close(
+        model(batch["input_ids"], attention_mask=ones).last_hidden_state, model(batch["input_ids"]).last_hidden_state
+    )
+
+
+def test_masked_positions_give_the_loss_of_full_labels(config, batch):
+    model = roughened(SibertForMaskedLM(config).eval())
+    positions = torch.tensor([[2, 5, 7], [1, 3, 0], [4, 6, 0], [9, 0, 0]])
+    labels = torch.tensor([[11, 12, 13], [14, 15, -100], [16, 17, -100], [18, -100, -100]])
+    full = torch.full((4, 19), -100)
+    for row, (places, targets) in enumerate(zip(positions, labels, strict=True)):
+        for place, target in zip(places, targets, strict=True):
+            if target != -100:
+                full[row, place] = target
+    sparse = model(**batch, labels=labels, masked_positions=positions)
+    assert sparse.logits.shape == (4, 3, 97)
+    torch.testing.assert_close(sparse.loss, model(**batch, labels=full).loss)
+
+
+def test_losses_of_micro_batches_add_up_to_the_loss_of_the_batch():
+    logits, labels = torch.randn(6, 5, 11).double(), torch.randint(0, 11, (6, 5))
+    labels[0, 1:] = labels[3] = -100
+    targets = (labels != -100).sum()
+    parts = [masked_lm_loss(logits[i : i + 2], labels[i : i + 2], targets) for i in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts), masked_lm_loss(logits, labels))
+    means = [masked_lm_loss(logits[i : i + 2], labels[i : i + 2]) for i in (0, 2, 4)]
+    assert (sum(means) / 3 - masked_lm_loss(logits, labels)).abs() > 1e-3  # what averaging means would give
+    assert masked_lm_loss(logits[3:4], labels[3:4]) == 0
+    relation, follows = torch.randn(6, 2).double(), torch.tensor([0, 1, 1, 0, 1, 0])
+    pairs = [next_sentence_loss(relation[i : i + 3], follows[i : i + 3], 6) for i in (0, 3)]
+    torch.testing.assert_close(sum(pairs), next_sentence_loss(relation, follows))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(config, batch):
+    model = roughened(SibertForMaskedLM(config)).double().train()
+    twin = copy.deepcopy(model)
+    twin.activation_checkpointing_enable()
+    for one in (model, twin):
+        torch.manual_seed(2)
+        one(**batch, labels=batch["input_ids"]).loss.backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad)
+
+
+def test_resize_token_embeddings(config, batch):
+    model = SibertForMaskedLM(config).eval()
+    old = model(**batch).logits
+    model.resize_token_embeddings(120)
+    assert model.config.vocab_size == 120
+    logits = model(**batch).logits
+    assert logits.shape[-1] == 120
+    torch.testing.assert_close(logits[..., :97], old)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("model_class", [SibertModel, SibertForMaskedLM, SibertForSequenceClassification])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_compiles_to_one_graph(model_class, training, config, batch):
+    model = roughened(model_class(config)).train(training)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    inputs = inputs_for(model_class, batch)
+    results = []
+    for one in (model, compiled):
+        torch.manual_seed(4)
+        outputs = one(**inputs)
+        loss = outputs.loss if "loss" in outputs else outputs.last_hidden_state[0, 0, 0]
+        loss.backward()
+        results.append([outputs[0].detach(), *[p.grad.clone() for p in one.parameters()]])
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [SibertModel, SibertForMaskedLM, SibertForSequenceClassification])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_exports_with_dynamic_shapes(model_class, config, batch):
+    model = roughened(model_class(config).eval())
+    dimensions = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=40)}
+    program = torch.export.export(
+        model,
+        (),
+        {"input_ids": torch.randint(0, 97, (3, 13)), "attention_mask": torch.ones(3, 13, dtype=torch.long)},
+        dynamic_shapes={"input_ids": dimensions, "attention_mask": dimensions},
+    )
+    torch.testing.assert_close(program.module()(**batch)[0], model(**batch)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def tokenizer():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "."]
+    return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+
+
+def test_pipelines(tokenizer, tmp_path):
+    config = SibertConfig.of_size("nano", vocab_size=len(tokenizer))
+    SibertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    predictions = pipeline("fill-mask", model=str(tmp_path))("the cat sat on the [MASK] .", top_k=3)
+    assert len(predictions) == 3
+    assert 0 < sum(one["score"] for one in predictions) <= 1
+    features = pipeline("feature-extraction", model=str(tmp_path))("the cat sat")
+    assert (len(features[0]), len(features[0][0])) == (5, 32)
+
+
+def test_the_trunk_of_a_pre_trained_model_serves_every_task(config, batch, tmp_path):
+    model = roughened(SibertForPreTraining(config).eval())
+    model.save_pretrained(tmp_path)
+    for model_class in (SibertForMaskedLM, SibertForSequenceClassification, SibertModel):
+        loaded = model_class.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(loaded.base_model(**batch)[0], model.sibert(**batch)[0], rtol=0, atol=0)
+
+
+def test_errors_teach(config, batch):
+    with pytest.raises(StrictDataclassError, match="multiple of num_attention_heads"):
+        SibertConfig(hidden_size=30, num_attention_heads=4)
+    with pytest.raises(StrictDataclassError, match="tie_word_embeddings must be False"):
+        SibertConfig(tie_word_embeddings=True)
+    with pytest.raises(StrictDataclassError, match="vocab_size must be at least 1"):
+        SibertConfig(vocab_size=0)
+    with pytest.raises(StrictDataclassError, match="hidden_dropout_prob"):
+        SibertConfig(hidden_dropout_prob=1.5)
+    with pytest.raises(StrictDataclassError, match="hidden_size"):
+        SibertConfig(hidden_size="wide")
+    with pytest.raises(ValueError, match=r"unknown size 'huge'.*base"):
+        SibertConfig.of_size("huge")
+    model = SibertModel(config)
+    with pytest.raises(ValueError, match="exactly one"):
+        model()
+    with pytest.raises(ValueError, match="40 positions"):
+        model(torch.zeros(1, 41, dtype=torch.long))
+    with pytest.raises(ValueError, match="exactly one"):
+        SibertForMultipleChoice(config)()

@@ -1,0 +1,42 @@
+"""What the documents say and what the code does is compared where a machine can."""
+
+import re
+from pathlib import Path
+
+import typer.main
+
+import sibert
+from sibert.cli.app import app
+from sibert.models import SIZES
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_quickstart_of_the_readme_is_the_example_that_ci_runs():
+    example = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8").rstrip("\n")
+    assert f"```python\n{example}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_command_and_option_is_documented_and_no_other():
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    commands = typer.main.get_command(app).commands
+    assert set(re.findall(r"^## sibert ([a-z]\S*)$", page, re.MULTILINE)) == set(commands)
+    options = {
+        option
+        for command in commands.values()
+        for parameter in command.params
+        for option in parameter.opts + parameter.secondary_opts
+        if option.startswith("--")
+    }
+    assert set(re.findall(r"`(--[a-z-]+)`", page)) == options - {"--help"}
+
+
+def test_the_sizes_of_the_training_guide_are_those_of_the_code():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z]+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    fields = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    assert {name: dict(zip(fields, map(int, numbers), strict=True)) for name, *numbers in rows} == SIZES
+
+
+def test_the_citation_has_the_version_of_the_package():
+    assert f"\nversion: {sibert.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
