@@ -7,8 +7,8 @@ import warnings
 from typing import NoReturn
 
 import typer
-from click.exceptions import Abort, ClickException
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from sibert import __version__
 from sibert.cli import fill_mask, pretrain, report
@@ -63,9 +63,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         status = app(standalone_mode=False)
-    except ClickException as error:
+    except TyperException as error:
         fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, Abort):
+    except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", 130)
     except (ValueError, TypeError, OSError, MemoryError) as error:
         if os.environ.get("SIBERT_DEBUG"):

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from click.core import ParameterSource
 
 __all__ = ["pretrain"]
 
@@ -68,7 +67,7 @@ def pretrain(
     given: dict[str, Any] = {
         name: context.params[name]
         for name in context.params
-        if context.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
     }
     from sibert.training import PretrainRecipe, next_run_directory, run_pretraining
 

@@ -47,7 +47,7 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     What BERT lets one choose and scale invariance fixes is not here: the activation is ReLU, the attention normalised
     ReLU, normalisations have no epsilon, and the decoder is not tied to the embeddings.
 
-    Args:
+    Attributes:
         vocab_size: Number of tokens V.
         hidden_size: Width D of the residual stream; a multiple of `num_attention_heads`.
         num_hidden_layers: Number of layers.

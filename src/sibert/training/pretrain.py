@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
-from sibert.data import PreparedCorpus, collate, masked, prepare_corpus, unigram_entropy
+from sibert.data import MaskedDataset, PreparedCorpus, collate, prepare_corpus, unigram_entropy
 from sibert.models import (
     BertTwinForMaskedLM,
     BertTwinForPreTraining,
@@ -252,11 +251,10 @@ def _prepare(
             validation_fraction=recipe.validation_fraction,
             documents=recipe.documents,
             text_column=recipe.text_column,
-            seed=recipe.seed,
         )
         if arguments.process_index == 0 and not run.tokenizer.exists():
             corpus.tokenizer.save_pretrained(run.tokenizer)
-            run.write_json("corpus.json", asdict(corpus.report))
+            run.write_json("corpus.json", corpus.report.to_dict())
     console.print(f"data ready in {time.perf_counter() - started:.0f} s: {corpus.report}")
     return corpus
 
@@ -265,11 +263,10 @@ def _build_trainer(
     recipe: PretrainRecipe, run: RunDirectory, corpus: PreparedCorpus, arguments: TrainingArguments, console: Console
 ) -> tuple[PretrainTrainer, SignalCallback]:
     tokenizer = corpus.tokenizer
-    masking = {"mask_rate": recipe.mask_rate, "whole_word": recipe.whole_word, "seed": recipe.seed}
-    train = masked(corpus.train, tokenizer, **masking)
-    validation = masked(corpus.validation, tokenizer, validation=True, **masking)
+    masking: dict[str, Any] = {"mask_rate": recipe.mask_rate, "whole_word": recipe.whole_word, "seed": recipe.seed}
+    train, validation = corpus.masked_train(**masking), corpus.masked_validation(**masking)
     batch = recipe.batch_size * arguments.world_size
-    if not recipe.streaming and len(train) < batch:
+    if isinstance(train, MaskedDataset) and len(train) < batch:
         raise ValueError(
             f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than one batch of {batch}; "
             "give more text, or a smaller --batch-size or --seq-length"
@@ -285,7 +282,6 @@ def _build_trainer(
         processing_class=tokenizer,
         optimizers=(optimizer, lr_schedule),
         metrics_file=MetricsFile(run.metrics),
-        seed=recipe.seed,
         unigram_entropy=unigram_entropy(validation),
     )
     for callback in (PrinterCallback, TransformersProgressCallback):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sibert.data import EpochSampler
+from sibert.data import EpochSampler, MaskedDataset
 from sibert.models.masked_lm_loss import IGNORED
 from sibert.optim import ClippedSGD, Hybrid
 from sibert.training.checkpoints import mark_complete
@@ -35,7 +35,6 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         metrics_file: Where the records go; None = nowhere.
-        seed: Seed of the order of the training examples.
         unigram_entropy: Entropy of the validation targets, nats, recorded beside the validation loss.
         **kwargs: As for `transformers.Trainer`.
 
@@ -43,15 +42,13 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         ValueError: If `max_grad_norm` is not 0 with ClippedSGD.
     """
 
-    def __init__(self, *, metrics_file: MetricsFile | None = None, seed: int = 0, unigram_entropy: float | None = None, **kwargs: Any):
+    def __init__(self, *, metrics_file: MetricsFile | None = None, unigram_entropy: float | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.metrics_file = metrics_file
         self.window = LossWindow()
         self.unigram_entropy = unigram_entropy
-        self._order_seed = seed
-        self._sampler: EpochSampler | None = None
         self._sequences_in_batch: Tensor | None = None
-        self.add_callback(_EpochCallback(self))
+        self.add_callback(_StepCounter(self.window))
         optimizer = self.optimizer
         invariant = isinstance(optimizer, ClippedSGD) or (
             isinstance(optimizer, Hybrid) and any(isinstance(child, ClippedSGD) for child in optimizer.optimizers)
@@ -66,22 +63,9 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not hasattr(dataset, "__len__"):
-            return None
-        self._sampler = EpochSampler(len(dataset), seed=self._order_seed)
-        return self._sampler
-
-    def set_sampler_epoch(self, epoch: int) -> None:
-        """Tell the sampler the epoch.
-
-        accelerate forwards `set_epoch` through some of its wrappers only: not through a skipping batch sampler around a
-        sharding one, which is what a run of several processes resumed in mid-epoch has.
-
-        Args:
-            epoch: Number of completed passes over the data.
-        """
-        if self._sampler is not None:
-            self._sampler.set_epoch(epoch)
+        if not isinstance(dataset, MaskedDataset):
+            return super()._get_train_sampler(dataset)
+        return EpochSampler(dataset)
 
     # Losses
 
@@ -227,19 +211,14 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         self.window.load(checkpoint / WINDOW, self.args.device)
 
 
-class _EpochCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the sampler the epoch, and the window that a step is over."""
+class _StepCounter(TrainerCallback):  # type: ignore[misc]
+    """Tells the window that a step is over."""
 
-    def __init__(self, trainer: PretrainTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.set_sampler_epoch(int(state.epoch or 0))
+    def __init__(self, window: LossWindow):
+        self.window = window
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.window.steps += 1
+        self.window.steps += 1
 
 
 def _score_rows(outputs: Any, labels_BP: Tensor, follows_B: Tensor | None) -> Tensor:

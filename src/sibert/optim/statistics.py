@@ -1,0 +1,152 @@
+"""What a step tells about a scale-invariant group, and the few scalars in which a group remembers it.
+
+All scalars are 0-dim float64 tensors on the group's device, so that a step can write them without waiting, and they live
+in the parameter group, so that `state_dict` saves them and a resumed run logs what an uninterrupted one would.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["GroupStatistics"]
+
+_LAST_STEP = ("step_eta", "param_norm", "grad_norm", "clip_factor")
+_WINDOW = ("window_steps", "window_clipped", "window_squared_sigma")
+_COUNTERS = ("steps", "skipped_steps")
+RECORDED = _COUNTERS + _LAST_STEP + _WINDOW
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """Measurements of one scale-invariant group at its last step, as plain numbers.
+
+    The symbols are those of Algorithm 1 of arXiv 2202.00980: parameters x, gradient g, learning rate eta, weight decay
+    lambda, clip factor s. Quantities of a step that has not happened yet are NaN. The formulas of `angular_update` and
+    `equilibrium_norm` presuppose that the group is scale invariant, so that g is orthogonal to x.
+
+    Attributes:
+        name: The group's name.
+        steps: Steps that the group has taken; skipped ones and ones with lr 0 are not counted.
+        skipped_steps: Steps refused because a gradient, of this or another group, was not finite.
+        lr: The group's `lr`: eta itself, or in intrinsic mode the multiplier of the calibrated eta. No unit.
+        eta: Effective eta of the last step: learning rate times multiplier. Unit: squared parameter per loss.
+        weight_decay: lambda. Unit: 1 / eta.
+        intrinsic_lr: eta * lambda at the last step: fraction of x that decays in one step.
+        effective_lr: eta / |x|^2: learning rate on the unit sphere, per unit of loss.
+        param_norm: |x| before the last step.
+        grad_norm: |g| before clipping.
+        clip_factor: s, in (0, 1]; 1 where nothing was clipped.
+        clipped_fraction: Fraction of the window's steps with s < 1; the window starts at the last reset.
+        mean_squared_sigma: Mean over the window of (s |g| |x|)^2, the squared norm of the clipped gradient at x/|x|. Unit:
+            squared loss.
+        angular_update: Angle between x before and after the step, atan(eta s |g| / ((1 - eta lambda) |x|)), in radians.
+        equilibrium_norm: The norm at which decay and gradient balance, (eta sigma^2 / (lambda (2 - eta lambda)))^(1/4)
+            with sigma^2 = mean_squared_sigma; infinite without weight decay.
+    """
+
+    name: str
+    steps: int
+    skipped_steps: int
+    lr: float
+    eta: float
+    weight_decay: float
+    intrinsic_lr: float
+    effective_lr: float
+    param_norm: float
+    grad_norm: float
+    clip_factor: float
+    clipped_fraction: float
+    mean_squared_sigma: float
+    angular_update: float
+    equilibrium_norm: float
+
+
+def empty_record(home: torch.device) -> dict[str, Tensor]:
+    """Create the scalars of a group that has not stepped: counters and sums 0, last-step values NaN.
+
+    Args:
+        home: The group's device.
+
+    Returns:
+        One 0-dim float64 tensor for each name in `RECORDED`.
+    """
+    return {
+        key: torch.full((), math.nan if key in _LAST_STEP else 0.0, dtype=torch.float64, device=home)
+        for key in RECORDED
+    }
+
+
+def record_step(
+    record: dict[str, Tensor], *, step_eta: Tensor, param_norm: Tensor, grad_norm: Tensor, clip_factor: Tensor, hold: Tensor
+) -> None:
+    """Write one step into a group's scalars, unless it is held.
+
+    Args:
+        record: The scalars, changed in place.
+        step_eta: Effective eta of the step.
+        param_norm: |x| before the step.
+        grad_norm: |g| before clipping.
+        clip_factor: s.
+        hold: 0-dim bool tensor; where True nothing is written.
+    """
+    last = {"step_eta": step_eta, "param_norm": param_norm, "grad_norm": grad_norm, "clip_factor": clip_factor}
+    for key, value in last.items():
+        record[key].copy_(torch.where(hold, record[key], value))
+    taken = (~hold).double()
+    sigma = clip_factor * grad_norm * param_norm
+    record["steps"] += taken
+    record["window_steps"] += taken
+    record["window_clipped"] += taken * (clip_factor < 1)
+    record["window_squared_sigma"] += torch.where(hold, 0.0, sigma.square())
+
+
+def clear_window(record: dict[str, Tensor]) -> None:
+    """Begin a new window.
+
+    Args:
+        record: A group's scalars, changed in place.
+    """
+    for key in _WINDOW:
+        record[key].zero_()
+
+
+def group_statistics(group: dict[str, Any], values: dict[str, float], gamma: float) -> GroupStatistics:
+    """Derive the statistics of a group from its recorded scalars.
+
+    Args:
+        group: The parameter group, for its name, lr and weight decay.
+        values: The record, read to the host, and "eta", the calibrated eta (1 in explicit mode).
+        gamma: eta * lambda at the group's present lr.
+
+    Returns:
+        The statistics.
+    """
+    eta, norm, gradient, clip_factor = (values[key] for key in _LAST_STEP)
+    window = values["window_steps"] or math.nan
+    squared_sigma = values["window_squared_sigma"] / window
+    step = eta * clip_factor * gradient
+    if group["intrinsic_lr"] is None:
+        weight_decay = group["weight_decay"]
+    else:
+        weight_decay = group["intrinsic_lr"] / values["eta"] if values["eta"] else math.nan
+    balance = eta * eta * squared_sigma / (gamma * (2.0 - gamma)) if gamma else math.inf
+    return GroupStatistics(
+        name=group["name"],
+        steps=int(values["steps"]),
+        skipped_steps=int(values["skipped_steps"]),
+        lr=float(group["lr"]),
+        eta=eta,
+        weight_decay=weight_decay,
+        intrinsic_lr=gamma,
+        effective_lr=eta / norm**2 if norm else math.inf,
+        param_norm=norm,
+        grad_norm=gradient,
+        clip_factor=clip_factor,
+        clipped_fraction=values["window_clipped"] / window,
+        mean_squared_sigma=squared_sigma,
+        angular_update=math.atan2(step, (1.0 - gamma) * norm),
+        equilibrium_norm=balance**0.25,
+    )
