@@ -1,6 +1,5 @@
 """Entry point of the command line: one sentence and a non-zero exit status for every mistake, never a traceback."""
 
-import logging
 import os
 import sys
 import warnings
@@ -59,7 +58,7 @@ def main() -> None:
     # Libraries warn about their own future; a user of the command can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    _quiet_libraries()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         status = app(standalone_mode=False)
@@ -72,6 +71,13 @@ def main() -> None:
             raise
         fail(_one_sentence(error), 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _quiet_libraries() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _one_sentence(error: Exception) -> str:

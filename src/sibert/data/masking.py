@@ -309,6 +309,6 @@ def unigram_entropy(masked: MaskedDataset) -> float:
 
 
 def _second_segment(ids_T: np.ndarray, first: int, pad_id: int) -> np.ndarray:
-    types_T = (ids_T != pad_id).astype(np.int64)
+    types_T: np.ndarray = (ids_T != pad_id).astype(np.int64)
     types_T[: first + 2] = 0
     return types_T

@@ -49,10 +49,22 @@ class Layout:
         Raises:
             ValueError: if the length is too small to hold two segments and three special tokens with some context.
         """
-        if length < 8:
-            raise ValueError(f"seq_length={length} is too short; expected at least 8 tokens.")
+        check_length(length)
         dtype = "uint16" if id_bound(tokenizer) <= 1 << 16 else "int32"
         return cls(length, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, dtype)
+
+
+def check_length(length: int) -> None:
+    """Refuse sequences that could not hold two segments and three special tokens with some context.
+
+    Args:
+        length: T.
+
+    Raises:
+        ValueError: if T < 8.
+    """
+    if length < 8:
+        raise ValueError(f"seq_length={length} is too short; expected at least 8 tokens.")
 
 
 @dataclass

@@ -26,6 +26,7 @@ from sibert.data.packing import (
     TokenCount,
     block_batches,
     block_schema,
+    check_length,
     pair_batches,
     pair_schema,
     token_documents,
@@ -131,8 +132,7 @@ def prepare_corpus(
             "Next-sentence pairs cannot be streamed: a random second segment is drawn from the whole corpus; "
             "leave out streaming, or train without next-sentence prediction."
         )
-    if seq_length < 8:
-        raise ValueError(f"seq_length={seq_length} is too short; expected at least 8 tokens.")
+    check_length(seq_length)
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     sources = find_sources(data)
 
@@ -143,13 +143,8 @@ def prepare_corpus(
         report = CorpusReport(sources=len(sources), rule=rule)
         return _prepare_stream(train, loaded, vocab_size, lowercase, report, cache_dir)
 
-    corpus = load_corpus(
-        sources,
-        documents=documents,
-        text_column=text_column,
-        validation_fraction=validation_fraction,
-        cache_dir=cache_dir,
-    )
+    options = {"text_column": text_column, "validation_fraction": validation_fraction, "cache_dir": cache_dir}
+    corpus = load_corpus(sources, documents=documents, **options)
     if loaded is None:
         loaded = _cached_tokenizer(_spread(corpus.train), corpus.key, vocab_size, lowercase, cache_dir)
     return _pack(corpus, _limited(loaded, seq_length), seq_length, next_sentence, cache_dir)

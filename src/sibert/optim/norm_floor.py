@@ -5,9 +5,9 @@ x' = (1 - eta lambda) x - eta s g the triangle inequality gives
 
     |x'| >= (1 - eta lambda) |x| - eta s |g|,
 
-so one measurement bounds the norm from below for many steps. If a gradient would not be clipped even at that bound, it is
-not clipped, and the pass over x is saved: one memory read in four. When the bound cannot decide, the norm is measured.
-The bound is a proof, no estimate: it never changes what a step does.
+so one measurement bounds the norm from below for many steps. If a gradient would not be clipped even at that bound, it
+is not clipped, and the pass over x is saved: one memory read in four. When the bound cannot decide, the norm is
+measured. The bound is a proof, no estimate: it never changes what a step does.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class NormFloor:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
+        self.tensors = tensors
         self._floor = 0.0
         self._identity: list[tuple[int, int]] | None = None
         # Rounding to the stored dtype moves each entry by at most eps/2 of itself, twice where the step rounds twice.
@@ -62,4 +62,4 @@ class NormFloor:
 
     def _observe(self) -> list[tuple[int, int]]:
         """Note the memory and the version counter of each tensor: every in-place operation raises the latter."""
-        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+        return [(tensor.data_ptr(), tensor._version) for tensor in self.tensors]

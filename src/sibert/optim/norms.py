@@ -1,13 +1,13 @@
 """The norm of a group of tensors taken as one vector, in any dtype, on any device, over any number of processes.
 
-The clipping threshold compares the norms of vectors of 10^8 entries. Two things can go wrong when their squares are summed
-in float32: rounding errors pile up (the sum stops growing when it is 2^24 times the next term), and the squares of small
-entries underflow: a gradient of norm 1e-22, which a loss scale of 1e-22 produces, has a float32 norm of 0. So sums are
-taken in float64, where the square of every float32 is exact and none over- or underflows.
+The clipping threshold compares the norms of vectors of 10^8 entries. Two things can go wrong when their squares are
+summed in float32: rounding errors pile up (the sum stops growing when it is 2^24 times the next term), and the squares
+of small entries underflow: a gradient of norm 1e-22, which a loss scale of 1e-22 produces, has a float32 norm of 0. So
+sums are taken in float64, where the square of every float32 is exact and none over- or underflows.
 
-On the CPU, float64 sums of float32 tensors cost eight times a float32 sum (torch converts in a slow loop): there, rows of
-`ROW` entries are summed in float32 and the rows in float64, which is as accurate as the clip factor can use; a total whose
-rows might have left float32's range is taken again in float64.
+On the CPU, float64 sums of float32 tensors cost eight times a float32 sum (torch converts in a slow loop): there, rows
+of `ROW` entries are summed in float32 and the rows in float64, which is as accurate as the clip factor can use; a total
+whose rows might have left float32's range is taken again in float64.
 """
 
 from collections import defaultdict
@@ -53,8 +53,8 @@ def squared_norm(tensors: Sequence[Tensor], home: torch.device, *, wide: bool = 
         wide: Sum in float64 from the first square on, whatever it costs: the definition.
 
     Returns:
-        A 0-dim float64 tensor: finite if and only if every entry is (float64 entries beyond 1e154 count as infinite), and
-        without host synchronisation unless the tensors are on the CPU.
+        A 0-dim float64 tensor: finite if and only if every entry is (float64 entries beyond 1e154 count as infinite),
+        and without host synchronisation unless the tensors are on the CPU.
     """
     if not tensors:
         return torch.zeros((), dtype=torch.float64, device=home)
@@ -98,6 +98,6 @@ def _row_sum_of_squares(tensors: list[Tensor]) -> Tensor:
 def _wide_sum_of_squares(tensors: list[Tensor]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
     for tensor in tensors:
-        for chunk in tensor.reshape(-1).split(CHUNK):
+        for chunk in tensor.reshape(-1).tensor_split(tensor.numel() // CHUNK + 1):
             total += chunk.double().square().sum().to(total.device)
     return total

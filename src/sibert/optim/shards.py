@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["is_sharded", "local_gradient", "local_shard", "sum_over_shards"]
+__all__ = ["is_sharded", "local_shard", "placed_gradient", "sum_over_shards"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -41,15 +41,15 @@ def local_shard(tensor: Tensor) -> Tensor:
     return local
 
 
-def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Give the part of a gradient that belongs to the local shard of its parameter.
+def placed_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Bring a gradient to the placements of its parameter.
 
     Args:
         parameter: A tensor or DTensor.
         gradient: Its gradient, placed as the parameter or in another way.
 
     Returns:
-        A plain tensor of the shape of `local_shard(parameter)`.
+        The gradient, whose local shard belongs to the local shard of the parameter.
     """
     if not is_sharded(parameter):
         return gradient
@@ -57,10 +57,13 @@ def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
     dgradient: Any = gradient
     if dgradient.placements != dparameter.placements:
         dgradient = dgradient.redistribute(dparameter.device_mesh, dparameter.placements)
-    return local_shard(dgradient)
+    placed: Tensor = dgradient
+    return placed
 
 
-def sum_over_shards(tensors: Iterable[Tensor], local_sum: Callable[[list[Tensor]], Tensor], home: torch.device) -> Tensor:
+def sum_over_shards(
+    tensors: Iterable[Tensor], local_sum: Callable[[list[Tensor]], Tensor], home: torch.device
+) -> Tensor:
     """Sum an additive quantity over whole tensors when each process sees only its shards.
 
     Args:

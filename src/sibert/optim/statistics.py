@@ -1,7 +1,7 @@
 """What a step tells about a scale-invariant group, and the few scalars in which a group remembers it.
 
-All scalars are 0-dim float64 tensors on the group's device, so that a step can write them without waiting, and they live
-in the parameter group, so that `state_dict` saves them and a resumed run logs what an uninterrupted one would.
+All scalars are 0-dim float64 tensors on the group's device, so that a step can write them without waiting, and they
+live in the parameter group, so that `state_dict` saves them and a resumed run logs what an uninterrupted one would.
 """
 
 import math
@@ -14,9 +14,10 @@ from torch import Tensor
 __all__ = ["GroupStatistics"]
 
 _LAST_STEP = ("step_eta", "param_norm", "grad_norm", "clip_factor")
+_CARRIED = ("next_param_norm",)
 _WINDOW = ("window_steps", "window_clipped", "window_squared_sigma")
 _COUNTERS = ("steps", "skipped_steps")
-RECORDED = _COUNTERS + _LAST_STEP + _WINDOW
+RECORDED = _COUNTERS + _LAST_STEP + _CARRIED + _WINDOW
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class GroupStatistics:
         grad_norm: |g| before clipping.
         clip_factor: s, in (0, 1]; 1 where nothing was clipped.
         clipped_fraction: Fraction of the window's steps with s < 1; the window starts at the last reset.
-        mean_squared_sigma: Mean over the window of (s |g| |x|)^2, the squared norm of the clipped gradient at x/|x|. Unit:
-            squared loss.
+        mean_squared_sigma: Mean over the window of (s |g| |x|)^2, the squared norm of the clipped gradient at x/|x|.
+            Unit: squared loss.
         angular_update: Angle between x before and after the step, atan(eta s |g| / ((1 - eta lambda) |x|)), in radians.
         equilibrium_norm: The norm at which decay and gradient balance, (eta sigma^2 / (lambda (2 - eta lambda)))^(1/4)
             with sigma^2 = mean_squared_sigma; infinite without weight decay.
@@ -74,25 +75,40 @@ def empty_record(home: torch.device) -> dict[str, Tensor]:
         One 0-dim float64 tensor for each name in `RECORDED`.
     """
     return {
-        key: torch.full((), math.nan if key in _LAST_STEP else 0.0, dtype=torch.float64, device=home)
+        key: torch.full((), math.nan if key in _LAST_STEP + _CARRIED else 0.0, dtype=torch.float64, device=home)
         for key in RECORDED
     }
 
 
 def record_step(
-    record: dict[str, Tensor], *, step_eta: Tensor, param_norm: Tensor, grad_norm: Tensor, clip_factor: Tensor, hold: Tensor
+    record: dict[str, Tensor],
+    *,
+    decay: float,
+    step_eta: Tensor,
+    param_norm: Tensor,
+    grad_norm: Tensor,
+    clip_factor: Tensor,
+    hold: Tensor,
 ) -> None:
     """Write one step into a group's scalars, unless it is held.
 
     Args:
         record: The scalars, changed in place.
+        decay: 1 - eta lambda of the step.
         step_eta: Effective eta of the step.
         param_norm: |x| before the step.
         grad_norm: |g| before clipping.
         clip_factor: s.
         hold: 0-dim bool tensor; where True nothing is written.
     """
-    last = {"step_eta": step_eta, "param_norm": param_norm, "grad_norm": grad_norm, "clip_factor": clip_factor}
+    last = {
+        "step_eta": step_eta,
+        "param_norm": param_norm,
+        "grad_norm": grad_norm,
+        "clip_factor": clip_factor,
+        # Pythagoras: the gradient of a scale-invariant loss is orthogonal to x.
+        "next_param_norm": torch.hypot(decay * param_norm, step_eta * clip_factor * grad_norm),
+    }
     for key, value in last.items():
         record[key].copy_(torch.where(hold, record[key], value))
     taken = (~hold).double()
@@ -113,26 +129,25 @@ def clear_window(record: dict[str, Tensor]) -> None:
         record[key].zero_()
 
 
-def group_statistics(group: dict[str, Any], values: dict[str, float], gamma: float) -> GroupStatistics:
+def group_statistics(group: dict[str, Any], values: dict[str, float]) -> GroupStatistics:
     """Derive the statistics of a group from its recorded scalars.
 
     Args:
         group: The parameter group, for its name, lr and weight decay.
-        values: The record, read to the host, and "eta", the calibrated eta (1 in explicit mode).
-        gamma: eta * lambda at the group's present lr.
+        values: The record, read to the host, and in intrinsic mode "eta", the calibrated eta (0 before calibration).
 
     Returns:
         The statistics.
     """
     eta, norm, gradient, clip_factor = (values[key] for key in _LAST_STEP)
-    window = values["window_steps"] or math.nan
-    squared_sigma = values["window_squared_sigma"] / window
-    step = eta * clip_factor * gradient
     if group["intrinsic_lr"] is None:
-        weight_decay = group["weight_decay"]
+        weight_decay = float(group["weight_decay"])
     else:
         weight_decay = group["intrinsic_lr"] / values["eta"] if values["eta"] else math.nan
-    balance = eta * eta * squared_sigma / (gamma * (2.0 - gamma)) if gamma else math.inf
+    # Not from the present lr: a scheduler may have moved it since the step.
+    gamma = eta * weight_decay
+    steps_in_window = values["window_steps"] or math.nan
+    squared_sigma = values["window_squared_sigma"] / steps_in_window
     return GroupStatistics(
         name=group["name"],
         steps=int(values["steps"]),
@@ -145,8 +160,8 @@ def group_statistics(group: dict[str, Any], values: dict[str, float], gamma: flo
         param_norm=norm,
         grad_norm=gradient,
         clip_factor=clip_factor,
-        clipped_fraction=values["window_clipped"] / window,
+        clipped_fraction=values["window_clipped"] / steps_in_window,
         mean_squared_sigma=squared_sigma,
-        angular_update=math.atan2(step, (1.0 - gamma) * norm),
-        equilibrium_norm=balance**0.25,
+        angular_update=math.atan2(eta * clip_factor * gradient, (1.0 - gamma) * norm),
+        equilibrium_norm=(eta**2 * squared_sigma / (gamma * (2.0 - gamma))) ** 0.25 if gamma else math.inf,
     )

@@ -1,7 +1,7 @@
 """One step of a group, x <- (1 - eta lambda) x - eta s g, written three times.
 
-`reference` is the formula; `foreach` hands lists of tensors to torch; `fused` makes one pass over the memory. They agree to
-rounding. Parameters of half precision are stepped in float32 and rounded once.
+`reference` is the formula; `foreach` hands lists of tensors to torch; `fused` makes one pass over the memory. They
+agree to rounding. Parameters of half precision are stepped in float32 and rounded once.
 
 Each has two ways to hear the step size and whether to step at all. Where the host may read (the CPU), it reads both and
 branches. Elsewhere both stay tensors on the device; a step that must not happen is undone by selection, never by a
@@ -10,7 +10,7 @@ multiplication with 0, which would turn an infinite gradient into NaN.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ def resolve_implementation(
         gradient: Its gradient, if it has one.
 
     Returns:
-        The request itself, except that "fused" and None become "foreach" for tensors that torch's fused kernel would read
-        wrongly or not at all: another device than CPU and CUDA, a gradient of another dtype, memory with gaps.
+        The request itself, except that "fused" and None become "foreach" for tensors that torch's fused kernel would
+        read wrongly or not at all: another device than CPU and CUDA, a gradient of another dtype, memory with gaps.
     """
     if implementation in ("reference", "foreach"):
         return implementation
@@ -76,7 +76,7 @@ def descend(
         hold: 0-dim bool tensor; where True, no parameter changes by a single bit, whatever the gradients contain.
         implementation: See `resolve_implementation`.
     """
-    buckets: dict[tuple[object, ...], tuple[list[Tensor], list[Tensor | None]]] = defaultdict(lambda: ([], []))
+    buckets: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor | None]]] = defaultdict(lambda: ([], []))
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter.numel() == 0:
             continue
@@ -85,7 +85,6 @@ def descend(
         buckets[key][0].append(parameter)
         buckets[key][1].append(gradient)
     for (chosen, device, *_), (bucket, bucket_gradients) in buckets.items():
-        assert isinstance(device, torch.device)
         step_here, hold_here = step_size.to(device, non_blocking=True), hold.to(device, non_blocking=True)
         present = [gradient for gradient in bucket_gradients if gradient is not None]
         if chosen == "reference":

@@ -23,7 +23,7 @@ from sibert.models import (
     SibertForPreTraining,
     size_of,
 )
-from sibert.optim import Lamb, build_optimizer, build_schedule, default_intrinsic_lr, schedule
+from sibert.optim import Lamb, build_optimizer, default_intrinsic_lr, schedule, schedule_groups
 from sibert.training.callbacks import ProgressCallback, SignalCallback, exit_status
 from sibert.training.checkpoints import discard_after, latest_checkpoint
 from sibert.training.environment import environment
@@ -105,11 +105,10 @@ def build_training_optimizer(
         optimizer = _twin_optimizer(recipe, model)
         share = TWIN_WARMUP_SHARE
     warmup = round(share * recipe.steps) if recipe.warmup_steps is None else recipe.warmup_steps
-    schedules = [
-        schedule(recipe.schedule, recipe.steps, warmup_steps=0 if group.get("scale_invariant") else warmup)
-        for group in optimizer.param_groups
-    ]
-    return optimizer, build_schedule(optimizer, schedules)
+    invariant = [group["name"] for group in optimizer.param_groups if group.get("scale_invariant")]
+    never_warm = schedule(recipe.schedule, recipe.steps)
+    warmed = schedule(recipe.schedule, recipe.steps, warmup_steps=warmup)
+    return optimizer, schedule_groups(optimizer, warmed, dict.fromkeys(invariant, never_warm))
 
 
 def _twin_optimizer(recipe: PretrainRecipe, model: PreTrainedModel) -> torch.optim.Optimizer:

@@ -1,5 +1,7 @@
 """`transformers.Trainer` for pre-training: exact losses, token-weighted evaluation, whole checkpoints, group metrics."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +128,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         record["groups"] = {group.get("name", "all"): {"lr": float(group["lr"])} for group in optimizer.param_groups}
         if isinstance(optimizer, ClippedSGD | Hybrid):
             for statistics in optimizer.statistics(reset=True):
-                record["groups"][statistics.name] = statistics.to_dict()
+                record["groups"][statistics.name] = _finite(dataclasses.asdict(statistics))
         return record
 
     def _append(self, kind: str, record: dict[str, Any]) -> None:
@@ -239,6 +241,15 @@ def _score_rows(outputs: Any, labels_BP: Tensor, follows_B: Tensor | None) -> Te
             (relationship_B2.argmax(dim=-1) == follows_B).float(),
         ]
     return torch.stack(columns, dim=1)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the name, and what is not known yet or infinite: JSON has no word for it."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name != "name" and isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _flatten(record: dict[str, Any]) -> dict[str, float]:

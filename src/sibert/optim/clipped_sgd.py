@@ -1,0 +1,349 @@
+"""SGD with weight decay and Relative Global Clipping: Algorithm 1 of arXiv 2202.00980.
+
+Symbols: x = all parameters of a group as one vector, g its gradient, eta = learning rate, lambda = weight decay,
+gamma = eta lambda, s = clip factor, sqrt(C) = `clip`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sibert.optim import synchronisation
+from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, host_gamma
+from sibert.optim.joint_step import Measurement
+from sibert.optim.norm_floor import NormFloor
+from sibert.optim.norms import home_of, squared_norm
+from sibert.optim.shards import is_sharded, local_shard, placed_gradient
+from sibert.optim.statistics import GroupStatistics, clear_window, empty_record, group_statistics, record_step
+from sibert.optim.updates import Implementation, descend
+
+__all__ = ["ClippedSGD"]
+
+MEASURE_EVERY = 32
+"""Steps between measurements of |x| that nothing but the statistics needs."""
+
+CARRIED_TOLERANCE = 1e-3
+"""Relative error at which the carried |x| is corrected at once; it stays near 1e-6 where the group is invariant."""
+
+
+class ClippedSGD(Optimizer):
+    """SGD with weight decay whose gradient is clipped relative to the norm of the parameters.
+
+    Each parameter group is one vector x and steps by
+
+        s = min(1, clip * sqrt(2 lambda / eta) * |x| / |g|),      x <- (1 - eta lambda) x - eta s g.
+
+    There is no state for parameters, only a few scalars for each group. A parameter without a gradient (`grad is None`)
+    counts as one with gradient zero and decays with its group, since the group is one vector; a group in which no
+    parameter has a gradient is left alone. A group with `lr` 0 is left alone, too. If any gradient of any group is
+    infinite or NaN, the whole step is skipped and counted.
+
+    **Threshold.** With |grad L| = sigma on the unit sphere, |g| = sigma / |x| and g is orthogonal to x, so
+    |x'|^2 = (1 - eta lambda)^2 |x|^2 + eta^2 sigma^2 / |x|^2, whose fixed point is
+    |x|^2 = sigma sqrt(eta / (lambda (2 - eta lambda))). There |g| = sqrt(lambda (2 - eta lambda) / eta) |x|, which is
+    close to sqrt(2 lambda / eta) |x|: gradients longer than `clip` times those of equilibrium are clipped.
+
+    **Intrinsic mode.** For a scale-invariant loss the directions x/|x| depend on eta and lambda through
+    gamma = eta lambda alone, if the run starts at the equilibrium norm (Lemma 2.4: (eta, lambda, x) and
+    (c^2 eta, lambda/c^2, c x) visit the same directions). So `intrinsic_lr` = gamma may be given instead of lr and
+    weight decay. At the first gradient that is neither zero nor infinite, eta is chosen so that the given x is the
+    fixed point: solving |x|^2 = |g| |x| sqrt(eta / (lambda (2 - gamma))) with lambda = gamma / eta for eta yields
+
+        eta = |x| sqrt(gamma (2 - gamma)) / |g|,      lambda = gamma / eta.
+
+    It is kept in `group["eta"]`. The group's `lr` is then a multiplier without unit, 1 at the start, that any scheduler
+    may drive: the step uses lr * eta and the same lambda, hence the intrinsic learning rate lr * gamma. Until eta is
+    known nothing moves. If x is multiplied by 2^k before the run, every direction stays the same, on the CPU bit for bit.
+
+    **Group keys.** "lr", "weight_decay", "clip", "intrinsic_lr" and "implementation" may be set for each group, also
+    "name" (default "group0", ...) and "scale_invariant" (default True; False says that the gradient is not orthogonal
+    to x, and the norm is then measured at every step for the statistics). A group with "intrinsic_lr" is in intrinsic
+    mode and its "lr" is the multiplier; a group with "weight_decay" is in explicit mode.
+
+    Args:
+        params: Parameters, (name, parameter) pairs, or groups of them.
+        lr: eta >= 0. Unit: squared parameter per loss.
+        weight_decay: lambda >= 0, greater than 0 with clipping; lr * weight_decay < 1.
+        clip: sqrt(C) > 1, the longest gradient allowed relative to equilibrium; None for SGD with weight decay alone.
+        intrinsic_lr: gamma in (0, 1), instead of lr and weight_decay. `default_intrinsic_lr` gives one for a budget.
+        implementation: "reference" (the formula in a loop), "foreach" (torch's list functions) or "fused" (torch's
+            fused kernel, one pass over the memory; what it does not support goes through "foreach"); None is "fused".
+
+    Raises:
+        ValueError: If hyper-parameters are out of range or contradict each other, or a group is empty or has norm 0.
+        TypeError: If a parameter is not a floating-point tensor or a hyper-parameter not a number.
+
+    Example:
+        >>> x = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = ClippedSGD([x], intrinsic_lr=0.1)
+        >>> x.grad = torch.tensor([-4.0, 3.0])
+        >>> optimizer.step()
+        >>> round(x.norm().item(), 4)  # it started at equilibrium, so the norm stays
+        5.0
+
+    References:
+        Algorithm 1, Lemma 2.4 and Theorem 4.8 of arXiv 2202.00980.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        *,
+        clip: float | None = 2.0,
+        intrinsic_lr: float | None = None,
+        implementation: Implementation | None = None,
+    ) -> None:
+        if intrinsic_lr is not None and (lr is not None or weight_decay is not None):
+            raise ValueError(
+                f"give either intrinsic_lr or lr and weight_decay, got {intrinsic_lr=}, {lr=}, {weight_decay=}: "
+                "intrinsic_lr is their product, and eta is calibrated from the first gradient"
+            )
+        self._floors: dict[int, NormFloor] = {}
+        defaults = {
+            "lr": 1.0 if intrinsic_lr is not None else lr,
+            "weight_decay": weight_decay,
+            "clip": clip,
+            "intrinsic_lr": intrinsic_lr,
+            "implementation": implementation,
+            "scale_invariant": True,
+        }
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle, a copy, or `load_state_dict`."""
+        super().__setstate__(state)
+        self._floors = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters that are scaled together.
+
+        Args:
+            param_group: "params" and any of the group keys of the class. The dict itself is not changed.
+
+        Raises:
+            TypeError: If a parameter or hyper-parameter has the wrong type.
+            ValueError: If the group is empty, has norm 0, a name that is taken, or bad hyper-parameters.
+        """
+        group = dict(param_group)
+        if group.get("intrinsic_lr") is not None:
+            if group.get("weight_decay") is not None:
+                raise ValueError(
+                    f"a group has either intrinsic_lr or weight_decay, got intrinsic_lr={group['intrinsic_lr']}, "
+                    f"weight_decay={group['weight_decay']}: in intrinsic mode it follows from the calibrated eta"
+                )
+            group.setdefault("lr", 1.0)
+            group["weight_decay"] = None
+        elif group.get("weight_decay") is not None:
+            group["intrinsic_lr"] = None
+        group.setdefault("name", f"group{len(self.param_groups)}")
+        super().add_param_group(group)
+        try:
+            self._check_group(group, [other["name"] for other in self.param_groups[:-1]])
+        except Exception:
+            self.param_groups.pop()
+            raise
+        home = home_of(group["params"])
+        if group["intrinsic_lr"] is not None:
+            group.setdefault("eta", torch.zeros((), dtype=torch.float64, device=home))
+        group.setdefault("statistics", empty_record(home))
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step, or skip it if a gradient is not finite.
+
+        Args:
+            closure: Evaluates the loss and its gradients again; optional.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        measurement = self._measure()
+        if measurement.finite is not None:
+            self._apply(measurement, ~measurement.finite)
+        return loss
+
+    def statistics(self, reset: bool = False) -> list[GroupStatistics]:
+        """Read what the last step did. This waits for the device; `step` does not.
+
+        Args:
+            reset: Begin a new window for the means and fractions.
+
+        Returns:
+            One record for each group, in order.
+        """
+        records = []
+        for group in self.param_groups:
+            scalars = dict(group["statistics"])
+            if group["intrinsic_lr"] is not None:
+                scalars["eta"] = group["eta"]
+            values = torch.stack([scalar.to(scalars["steps"].device) for scalar in scalars.values()]).tolist()
+            records.append(group_statistics(group, dict(zip(scalars, values, strict=True))))
+            if reset:
+                clear_window(group["statistics"])
+        return records
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps refused because a gradient was not finite. Reading it waits for the device."""
+        return int(max(group["statistics"]["skipped_steps"].item() for group in self.param_groups))
+
+    @torch.no_grad()
+    def _measure(self) -> Measurement:
+        """Take the norm of each group's gradient: squares of finite numbers sum to a finite float64."""
+        grad_norms: list[Tensor | None] = []
+        for group in self.param_groups:
+            gradients = [placed_gradient(p, _dense(p)) for p in group["params"] if p.grad is not None]
+            home = home_of(group["params"])
+            wide = group["implementation"] == "reference"
+            grad_norms.append(squared_norm(gradients, home, wide=wide).sqrt() if gradients else None)
+        present = [norm for norm in grad_norms if norm is not None]
+        if not present:
+            return Measurement(None)
+        finite = torch.stack([norm.to(present[0].device) for norm in present]).isfinite().all()
+        return Measurement(finite, grad_norms)
+
+    @torch.no_grad()
+    def _apply(self, measurement: Measurement, skip: Tensor) -> None:
+        grad_norms: list[Tensor | None] = measurement.details or [None] * len(self.param_groups)
+        for index, (group, grad_norm) in enumerate(zip(self.param_groups, grad_norms, strict=True)):
+            home = home_of(group["params"])
+            _rehome(group, home)
+            skip_here = skip.to(home, non_blocking=True)
+            group["statistics"]["skipped_steps"] += skip_here
+            held_by_host = synchronisation.host_may_read(home) and bool(skip_here.item())
+            if grad_norm is not None and group["lr"] != 0 and not held_by_host:
+                self._step_group(index, group, grad_norm, skip_here)
+
+    def _step_group(self, index: int, group: dict[str, Any], grad_norm: Tensor, skip: Tensor) -> None:
+        lr, clip = float(group["lr"]), group["clip"]
+        gamma = host_gamma(group)
+        parameters, record = group["params"], group["statistics"]
+        floor = self._floor(index, group)
+        unclipped = floor is not None and _certainly_unclipped(group, floor, grad_norm, gamma)
+        param_norm = (
+            None
+            if unclipped
+            else squared_norm(parameters, grad_norm.device, wide=group["implementation"] == "reference").sqrt()
+        )
+        if floor is not None and param_norm is not None:
+            floor.measured(param_norm.item())
+        if group["intrinsic_lr"] is None:
+            eta = torch.full_like(grad_norm, lr)
+        else:
+            if param_norm is not None:
+                _calibrate(group, param_norm, grad_norm, skip)
+            eta = lr * group["eta"]
+        hold = skip | (eta == 0)
+        clip_factor = torch.ones_like(grad_norm)
+        if clip is not None and param_norm is not None:
+            # |eta g| against its bound rather than |g|: no division by eta, and 0/0 is never selected.
+            bound = clip * math.sqrt(2.0 * gamma) * param_norm
+            clip_factor = torch.where(eta * grad_norm > bound, bound / (eta * grad_norm), clip_factor)
+        descend(
+            [local_shard(p) for p in parameters],
+            [None if p.grad is None else local_shard(placed_gradient(p, p.grad)) for p in parameters],
+            decay=1.0 - gamma,
+            step_size=eta * clip_factor,
+            hold=hold,
+            implementation=group["implementation"],
+        )
+        if floor is not None and not hold.item():
+            floor.follow_step(1.0 - gamma, (eta * clip_factor * grad_norm).item())
+            param_norm = _norm_to_record(record, param_norm, clip_factor)
+        assert param_norm is not None
+        record_step(
+            record,
+            decay=1.0 - gamma,
+            step_eta=eta,
+            param_norm=param_norm,
+            grad_norm=grad_norm,
+            clip_factor=clip_factor,
+            hold=hold,
+        )
+
+    def _floor(self, index: int, group: dict[str, Any]) -> NormFloor | None:
+        """Give the group's lower bound, where it saves something and may be kept: whole tensors on the CPU."""
+        lazy = group["implementation"] in (None, "fused") and group["scale_invariant"]
+        for p in group["params"]:
+            lazy = lazy and synchronisation.host_may_read(p.device) and not is_sharded(p)
+        if not lazy:
+            return None
+        if index not in self._floors or self._floors[index].tensors is not group["params"]:
+            self._floors[index] = NormFloor(group["params"])
+        return self._floors[index]
+
+    def _check_group(self, group: dict[str, Any], taken: list[str]) -> None:
+        name = group["name"]
+        if name in taken:
+            raise ValueError(f"group names must differ, got {name!r} twice; set another 'name'")
+        if not group["params"]:
+            raise ValueError(f"{name}: a group needs at least one parameter, got none")
+        for p in group["params"]:
+            if not p.is_floating_point():
+                raise TypeError(f"{name}: parameters must be real floating-point tensors, got {p.dtype}")
+        check_hyper_parameters(group)
+        if not any(p.is_meta for p in group["params"]):
+            check_norm(group)
+
+
+def _calibrate(group: dict[str, Any], param_norm: Tensor, grad_norm: Tensor, skip: Tensor) -> None:
+    """Set eta, once, such that the group is at norm equilibrium; derivation in `ClippedSGD`."""
+    gamma = float(group["intrinsic_lr"])
+    at_equilibrium = math.sqrt(gamma * (2.0 - gamma)) * param_norm / grad_norm
+    now = (group["eta"] == 0) & (grad_norm > 0) & ~skip
+    group["eta"].copy_(torch.where(now, at_equilibrium, group["eta"]))
+
+
+def _certainly_unclipped(group: dict[str, Any], floor: NormFloor, grad_norm: Tensor, gamma: float) -> bool:
+    """Say whether s = 1 without a look at the parameters; False when it is time for the statistics to look."""
+    if group["statistics"]["steps"].item() % MEASURE_EVERY == 0:
+        return False
+    if group["intrinsic_lr"] is not None and group["eta"].item() == 0:
+        return False
+    if group["clip"] is None:
+        return True
+    eta = float(group["lr"]) * (1.0 if group["intrinsic_lr"] is None else group["eta"].item())
+    return bool(eta * grad_norm.item() <= group["clip"] * math.sqrt(2.0 * gamma) * floor.value)
+
+
+def _norm_to_record(record: dict[str, Tensor], measured: Tensor | None, clip_factor: Tensor) -> Tensor:
+    """Choose between the measured |x| and the one carried from step to step by Pythagoras.
+
+    A resumed run measures once more than an uninterrupted one, at its first step. For its log to be the same,
+    measurements count only where both make them, or where the carried norm is wrong because the parameters were changed
+    from outside.
+    """
+    carried = record["next_param_norm"].clone()
+    if measured is None:
+        return carried
+    scheduled = record["steps"].item() % MEASURE_EVERY == 0
+    wrong = not abs(carried.item() - measured.item()) <= CARRIED_TOLERANCE * measured.item()
+    return measured if scheduled or wrong or clip_factor.item() < 1 else carried
+
+
+def _dense(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.strided:
+        raise TypeError(
+            f"ClippedSGD takes dense gradients only, got layout {gradient.layout} for a parameter of shape "
+            f"{tuple(parameter.shape)}: the whole group decays and is clipped as one vector; use sparse=False"
+        )
+    return gradient
+
+
+def _rehome(group: dict[str, Any], home: torch.device) -> None:
+    """Bring the scalars to the parameters: a state dict may have been loaded, or the model moved, to another device."""
+    if group["statistics"]["steps"].device != home:
+        group["statistics"] = {key: value.to(home) for key, value in group["statistics"].items()}
+    if group["intrinsic_lr"] is not None and group["eta"].device != home:
+        group["eta"] = group["eta"].to(home)

@@ -1,0 +1,143 @@
+"""Runs of a few steps: every kind of model, what a run directory holds, exact invariance to the initial scale."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertForMaskedLM, TrainingArguments
+
+from sibert.models import SibertForMaskedLM
+from sibert.optim import build_optimizer
+from sibert.training import PretrainTrainer, fill_masks, run_pretraining
+from tests.assertions import relative_change, scaled
+from tests.training.runs import losses, records, weights
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"next_sentence": True},
+        {"whole_word": True, "mask_rate": 0.3},
+        {"model": "bert"},
+        {"model": "bert", "optimizer": "lamb"},
+        {"model": "bert", "optimizer": "sgd", "next_sentence": True},
+        {"optimizer": "adamw"},
+        {"streaming": True},
+        {"precision": "bf16"},
+        {"gradient_checkpointing": True, "dropout": 0.1},
+        {"lr": 0.01, "weight_decay": 0.1, "schedule": "piecewise"},
+        {"lr": 0.01, "weight_decay": 0.0, "clip": None, "schedule": "linear"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_run_learns_and_leaves_a_model(changes, recipe, tmp_path):
+    out = tmp_path / "run"
+    assert run_pretraining(recipe(steps=6, **changes), out) == 0
+    loader = AutoModelForPreTraining if changes.get("next_sentence") else AutoModelForMaskedLM
+    model = loader.from_pretrained(out)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert len(AutoTokenizer.from_pretrained(out)) == model.config.vocab_size
+    assert list(losses(out)) == [1, 2, 3, 4, 5, 6]
+    evaluation = records(out, "eval")[-1]
+    assert evaluation["step"] == 6
+    assert evaluation["targets"] > 0
+    assert evaluation["unigram_entropy"] > 0
+    assert ("nsp_loss" in evaluation) == bool(changes.get("next_sentence"))
+
+
+def test_the_run_directory(recipe, tmp_path):
+    out = tmp_path / "run"
+    run_pretraining(recipe(), out)
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "recipe.json", "environment.json", "corpus.json", "metrics.jsonl", "tensorboard", "tokenizer", "checkpoints",
+        "config.json", "model.safetensors", "tokenizer.json",
+    } <= names  # fmt: skip
+    assert not any(name.startswith(".") for name in names)
+    assert json.loads((out / "recipe.json").read_text())["optimizer"] == "clipped_sgd"
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["checkpoint-10", "checkpoint-12"]
+    assert list((out / "tensorboard").glob("events*"))
+    last = records(out)[-1]
+    assert last["optimizer_state_bytes"] > 0  # LAMB of the head
+    encoder = last["groups"]["encoder"]
+    assert {
+        "param_norm", "grad_norm", "effective_lr", "intrinsic_lr", "equilibrium_norm", "angular_update", "clip_factor",
+        "clipped_fraction", "eta", "weight_decay", "skipped_steps",
+    } <= set(encoder)  # fmt: skip
+    assert encoder["effective_lr"] == pytest.approx(encoder["eta"] / encoder["param_norm"] ** 2)
+    assert {"tokens_per_second", "peak_memory_bytes", "wall_seconds"} <= set(last)
+    assert [predictions for predictions, _ in fill_masks(out, "the quick [MASK] fox")][0]
+
+
+def test_the_encoder_has_no_optimizer_state(recipe, tmp_path):
+    out = tmp_path / "run"
+    run_pretraining(recipe(), out)
+    state = torch.load(out / "checkpoints" / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    model = SibertForMaskedLM.from_pretrained(out)
+    in_state = sum(
+        value.numel()
+        for entry in state["state"].values()
+        for value in entry.values()
+        if isinstance(value, torch.Tensor) and value.dim() > 0
+    )
+    head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("sibert."))
+    assert in_state == 2 * head  # LAMB keeps two moments; the encoder nothing
+
+
+def test_the_loaded_encoder_is_scale_invariant(recipe, tmp_path):
+    out = tmp_path / "run"
+    run_pretraining(recipe(), out)
+    model = AutoModelForMaskedLM.from_pretrained(out).eval()
+    ids = torch.randint(5, model.config.vocab_size, (2, 20))
+    with torch.no_grad():
+        old = model(ids).logits
+        for c in (1e-6, 1e6):
+            with scaled(model.base_model.parameters(), c):
+                assert relative_change(model(ids).logits, old) < 1e-4
+
+
+@pytest.mark.parametrize("k", [-20, -7, 1, 20])
+def test_powers_of_two_of_the_initial_scale_change_no_bit_of_the_losses(k, recipe, tmp_path):
+    run_pretraining(recipe(steps=30, save_every=30), tmp_path / "plain")
+    run_pretraining(recipe(steps=30, save_every=30, initial_scale=2.0**k), tmp_path / "scaled")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "scaled")
+    assert len(losses(tmp_path / "plain")) == 30
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "scaled")
+    for name in a:
+        factor = 2.0**k if name.startswith("sibert.") else 1.0
+        assert torch.equal(factor * a[name], b[name]), name
+
+
+def test_at_fixed_learning_rate_the_initial_scale_does_matter(recipe, tmp_path):
+    fixed = {"steps": 10, "lr": 0.1, "weight_decay": 0.1}
+    run_pretraining(recipe(**fixed), tmp_path / "plain")
+    run_pretraining(recipe(**fixed, initial_scale=2.0), tmp_path / "scaled")
+    assert losses(tmp_path / "plain") != losses(tmp_path / "scaled")
+
+
+def test_accumulation_gives_the_step_of_one_large_batch(recipe, tmp_path):
+    for pairs in (False, True):
+        common = {"steps": 4, "next_sentence": pairs, "whole_word": True, "dropout": 0.0}
+        run_pretraining(recipe(batch_size=8, **common), tmp_path / f"one-{pairs}")
+        run_pretraining(recipe(batch_size=2, accumulation=4, **common), tmp_path / f"four-{pairs}")
+        one, four = losses(tmp_path / f"one-{pairs}"), losses(tmp_path / f"four-{pairs}")
+        assert list(four.values()) == pytest.approx(list(one.values()), rel=1e-4)
+        a, b = weights(tmp_path / f"one-{pairs}"), weights(tmp_path / f"four-{pairs}")
+        assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-4) for name in a)
+
+
+def test_a_twin_is_saved_as_a_plain_bert(recipe, tmp_path):
+    run_pretraining(recipe(model="bert"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "run")) is BertForMaskedLM
+
+
+def test_absolute_clipping_is_refused_with_the_reason(tmp_path):
+    from sibert.models import SibertConfig
+
+    model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=50))
+    optimizer = build_optimizer(model, intrinsic_lr=0.01)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="max_grad_norm must be 0"):
+        PretrainTrainer(model=model, args=arguments, optimizers=(optimizer, None))
