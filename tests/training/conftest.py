@@ -27,6 +27,7 @@ def recipe(text_folder):
         data=[str(text_folder)],
         vocab_size=300,
         seq_length=32,
+        validation_fraction=0.2,
         size="nano",
         steps=12,
         batch_size=4,

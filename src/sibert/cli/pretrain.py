@@ -41,7 +41,7 @@ def pretrain(
     initial_scale: float = typer.Option(1.0, help="Factor on all initial encoder parameters.", rich_help_panel=MODEL),
     optimizer: str = typer.Option(None, help="clipped_sgd (SIBERT); adamw, lamb, sgd (twin).", rich_help_panel=OPTIMIZER),
     steps: int = typer.Option(10_000, help="Optimizer steps.", rich_help_panel=OPTIMIZER),
-    intrinsic_lr: float = typer.Option(None, help="lr * weight decay. Default: 10 / steps.", rich_help_panel=OPTIMIZER),
+    intrinsic_lr: float = typer.Option(None, help="lr * weight decay. Default: 10 / steps, at most 0.1.", rich_help_panel=OPTIMIZER),
     lr: float = typer.Option(None, help="Learning rate (with --weight-decay, instead of --intrinsic-lr).", rich_help_panel=OPTIMIZER),
     weight_decay: float = typer.Option(None, help="Weight decay.", rich_help_panel=OPTIMIZER),
     clip: str = typer.Option("2.0", help="Relative Global Clipping: sqrt(C), or none.", rich_help_panel=OPTIMIZER),

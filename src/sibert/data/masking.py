@@ -97,7 +97,7 @@ class Masking:
             ids at these positions [P] (-100 in unused slots), all int64.
         """
         random = generator.random(len(ids_T) + 2 * self.slots)
-        order_T, fate_P, replacement_P = np.split(random, [len(ids_T), len(ids_T) + self.slots])
+        order_T, fate_P, replacement_P = random[: len(ids_T)], random[len(ids_T) : -self.slots], random[-self.slots :]
         maskable = np.flatnonzero(~self.special[ids_T])
         count = target_count(self.rate, len(maskable))
         if self.continuation is None:
@@ -109,14 +109,14 @@ class Masking:
 
         positions_P = np.zeros(self.slots, dtype=np.int64)
         labels_P = np.full(self.slots, IGNORED, dtype=np.int64)
-        positions_P[:count] = chosen
-        labels_P[:count] = ids_T[chosen]
         corrupted_T = ids_T.astype(np.int64)
-        fate = fate_P[:count]
+        originals = corrupted_T[chosen]
+        positions_P[:count] = chosen
+        labels_P[:count] = originals
         random_ids = self.ordinary[(replacement_P[:count] * len(self.ordinary)).astype(np.int64)]
-        corrupted_T[chosen] = np.where(
-            fate < _MASKED, self.mask_id, np.where(fate < _MASKED_OR_RANDOM, random_ids, corrupted_T[chosen])
-        )
+        new_ids = np.where(fate_P[:count] < _MASKED_OR_RANDOM, random_ids, originals)
+        new_ids[fate_P[:count] < _MASKED] = self.mask_id
+        corrupted_T[chosen] = new_ids
         return corrupted_T, positions_P, labels_P
 
     def _whole_words(self, ids_T: np.ndarray, maskable: np.ndarray, order_T: np.ndarray, count: int) -> np.ndarray:

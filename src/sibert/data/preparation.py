@@ -37,10 +37,14 @@ from sibert.data.tokenizer import load_tokenizer, tokenise, train_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# A vocabulary of 32 thousand tokens does not change visibly beyond this much text, but its training time does.
+# Bounds the time of tokenizer training (about a second for two million characters on two cores); a choice, not tuned.
 _TOKENIZER_CHARACTERS = 100_000_000
 _STREAM_TOKENIZER_CHARACTERS = 20_000_000
 _STREAM_VALIDATION_BLOCKS = 512
+_PAIRS_NEED_A_CORPUS = (
+    "Next-sentence pairs cannot be streamed: a random second segment is drawn from the whole corpus; "
+    "leave out streaming, or train without next-sentence prediction."
+)
 _PROBE = "[CLS] The quick brown fox; naïve 12,345 ##s?"
 
 
@@ -128,10 +132,7 @@ def prepare_corpus(
     """
     check_fraction(validation_fraction)
     if streaming and next_sentence:
-        raise ValueError(
-            "Next-sentence pairs cannot be streamed: a random second segment is drawn from the whole corpus; "
-            "leave out streaming, or train without next-sentence prediction."
-        )
+        raise ValueError(_PAIRS_NEED_A_CORPUS)
     check_length(seq_length)
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     sources = find_sources(data)
@@ -143,7 +144,11 @@ def prepare_corpus(
         report = CorpusReport(sources=len(sources), rule=rule)
         return _prepare_stream(train, loaded, vocab_size, lowercase, report, cache_dir)
 
-    options = {"text_column": text_column, "validation_fraction": validation_fraction, "cache_dir": cache_dir}
+    options: dict[str, Any] = {
+        "text_column": text_column,
+        "validation_fraction": validation_fraction,
+        "cache_dir": cache_dir,
+    }
     corpus = load_corpus(sources, documents=documents, **options)
     if loaded is None:
         loaded = _cached_tokenizer(_spread(corpus.train), corpus.key, vocab_size, lowercase, cache_dir)

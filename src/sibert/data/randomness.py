@@ -41,7 +41,7 @@ def random_stream(seed: int, purpose: Purpose, epoch: int, index: int) -> np.ran
 
     Returns:
         A generator, to be used up before this thread asks for another one: all of them share one state, because making
-        a new generator costs more than masking a sequence.
+        a new generator costs about as much as masking a sequence.
     """
     _local.philox.state = {
         "bit_generator": "Philox",

@@ -189,8 +189,8 @@ def _learn(
 
 def _characters(texts: Callable[[], Iterable[str]], lowercase: bool) -> list[str]:
     """Single-character tokens, at ("a") and after ("##a") a word's start, sorted; at most a thousand characters."""
-    # No word reaches across a space, so that distinct pieces between spaces show the same characters, several times
-    # faster than the whole text.
+    # No word reaches across a space, so that the distinct pieces between spaces, a fraction of the text, show the
+    # same characters.
     pieces = set(itertools.chain.from_iterable(map(_PIECE.findall, texts())))
     found = set(_learn(lambda: pieces, 0, lowercase)).difference(SPECIAL_TOKENS)
     if sum(len(token) == 1 for token in found) > _MAX_ALPHABET:

@@ -14,7 +14,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
-from sibert.data import MaskedDataset, PreparedCorpus, collate, prepare_corpus, unigram_entropy
+from sibert.data import CorpusReport, MaskedDataset, PreparedCorpus, collate, prepare_corpus, unigram_entropy
 from sibert.models import (
     BertTwinForMaskedLM,
     BertTwinForPreTraining,
@@ -23,12 +23,12 @@ from sibert.models import (
     SibertForPreTraining,
     size_of,
 )
-from sibert.optim import Lamb, build_optimizer, default_intrinsic_lr, schedule, schedule_groups
+from sibert.optim import Lamb, build_optimizer, schedule, schedule_groups
 from sibert.training.callbacks import ProgressCallback, SignalCallback, exit_status
 from sibert.training.checkpoints import discard_after, latest_checkpoint
 from sibert.training.environment import environment
 from sibert.training.metrics import MetricsFile
-from sibert.training.recipe import EQUILIBRIUM_TIMES, PretrainRecipe
+from sibert.training.recipe import PretrainRecipe
 from sibert.training.run_directory import RunDirectory
 from sibert.training.trainer import PretrainTrainer
 
@@ -74,6 +74,10 @@ def build_model(recipe: PretrainRecipe, vocab_size: int, pad_token_id: int) -> P
         with torch.no_grad():
             for parameter in model.base_model.parameters():
                 parameter.mul_(recipe.initial_scale)
+    if recipe.gradient_checkpointing:
+        # Later 5.x versions of transformers renamed the method and warn about the old name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
     return model
 
 
@@ -91,10 +95,9 @@ def build_training_optimizer(
     """
     optimizer: torch.optim.Optimizer
     if recipe.optimizer_name == "clipped_sgd":
-        fixed = recipe.lr is not None
         optimizer = build_optimizer(
             model,
-            intrinsic_lr=None if fixed else recipe.intrinsic_lr or default_intrinsic_lr(recipe.steps, EQUILIBRIUM_TIMES),
+            intrinsic_lr=recipe.chosen_intrinsic_lr,
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             clip=recipe.clip,
@@ -151,7 +154,6 @@ def _training_arguments(recipe: PretrainRecipe, run: RunDirectory) -> TrainingAr
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         use_cpu=recipe.device == "cpu" or not torch.cuda.is_available(),
-        gradient_checkpointing=recipe.gradient_checkpointing,
         dataloader_num_workers=recipe.workers,
         dataloader_persistent_workers=recipe.workers > 0,
         dataloader_drop_last=True,
@@ -197,14 +199,14 @@ def run_pretraining(
     trainer, signals = _build_trainer(recipe, run, corpus, arguments, console)
     if main_process:
         _announce(recipe, run, trainer, console, new=not resume)
-    if checkpoint is not None:
+    if resume:
         _rewind(trainer, run, checkpoint, main_process)
     with signals.listening():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if signals.received is not None and trainer.state.global_step < recipe.steps:
         console.print(f"stopped after step {trainer.state.global_step}; go on with: sibert pretrain --resume {run.path}")
         return exit_status(signals.received)
-    if trainer.state.global_step % recipe.evaluation_interval:
+    if trainer.evaluated_step != trainer.state.global_step:
         trainer.evaluate()
     if main_process:
         run.save_model(_savable(trainer), corpus.tokenizer)
@@ -221,10 +223,11 @@ def _checkpoint_to_resume(run: RunDirectory, console: Console) -> Path | None:
     return checkpoint
 
 
-def _rewind(trainer: PretrainTrainer, run: RunDirectory, checkpoint: Path, main_process: bool) -> None:
-    """Forget what came after a checkpoint: its records and the checkpoints that are not whole."""
-    step = int(checkpoint.name.rpartition("-")[2])
-    trainer.load_window(checkpoint)
+def _rewind(trainer: PretrainTrainer, run: RunDirectory, checkpoint: Path | None, main_process: bool) -> None:
+    """Forget what came after a checkpoint (or all, if there is none): records, and checkpoints that are not whole."""
+    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if checkpoint is not None:
+        trainer.load_window(checkpoint)
     if main_process:
         assert trainer.metrics_file is not None
         trainer.metrics_file.truncate_after(step)
@@ -254,8 +257,20 @@ def _prepare(
         if arguments.process_index == 0 and not run.tokenizer.exists():
             corpus.tokenizer.save_pretrained(run.tokenizer)
             run.write_json("corpus.json", corpus.report.to_dict())
-    console.print(f"data ready in {time.perf_counter() - started:.0f} s: {corpus.report}")
+    console.print(f"data ready in {time.perf_counter() - started:.0f} s: {describe(corpus.report)}")
     return corpus
+
+
+def describe(report: CorpusReport) -> str:
+    """Say in one line what the data are, and then what was left out."""
+    line = (
+        f"{report.documents} documents, {report.train_tokens / 1e6:.2f} M tokens to train on, "
+        f"{report.validation_tokens / 1e3:.0f} k to validate on"
+    )
+    left_out = [
+        f"{count} {what}" for count, what in ((report.duplicates, "duplicates"), (report.skipped, "unreadable")) if count
+    ]
+    return "\n".join([line + (f" ({', '.join(left_out)} left out)" if left_out else ""), *report.skipped_messages])
 
 
 def _build_trainer(

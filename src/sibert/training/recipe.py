@@ -15,6 +15,9 @@ OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
 ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+LARGEST_DEFAULT_INTRINSIC_LR = 0.1
+"""In runs of less than a hundred steps 10 / steps would forget the parameters in a few steps."""
+
 EQUILIBRIUM_TIMES = 10.0
 """D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark)."""
 
@@ -31,7 +34,7 @@ class PretrainRecipe:
     before the first step; a scale-invariant run does not care).
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
-    eta * lambda (None = 10 / steps) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no clipping;
+    eta * lambda (None = 10 / steps, at most 0.1) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no clipping;
     `head_lr` of LAMB on the non-invariant head; `schedule`; `warmup_steps` of the head and of the twins (the
     scale-invariant groups never warm up); `max_grad_norm`, the absolute clipping of the twins.
 
@@ -177,6 +180,13 @@ class PretrainRecipe:
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints: `save_every`, or a tenth of the run."""
         return self.save_every or max(1, self.steps // 10)
+
+    @property
+    def chosen_intrinsic_lr(self) -> float | None:
+        """The intrinsic learning rate, with the default filled in; None where lr and weight_decay are given."""
+        if self.lr is not None:
+            return None
+        return self.intrinsic_lr or min(EQUILIBRIUM_TIMES / self.steps, LARGEST_DEFAULT_INTRINSIC_LR)
 
     def to_json(self) -> str:
         """Write the recipe as JSON text; `from_json` reads it back."""

@@ -49,6 +49,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         self.metrics_file = metrics_file
         self.window = LossWindow()
         self.unigram_entropy = unigram_entropy
+        self.evaluated_step: int | None = None
         self._sequences_in_batch: Tensor | None = None
         self.add_callback(_StepCounter(self.window))
         optimizer = self.optimizer
@@ -138,6 +139,15 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
 
     # Evaluation
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Load every validation example, also where training drops the incomplete last batch of an epoch."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -167,6 +177,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         if self.unigram_entropy is not None:
             record["unigram_entropy"] = self.unigram_entropy
         self._append("eval", record)
+        self.evaluated_step = self.state.global_step
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in record.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -1,0 +1,245 @@
+"""How long is one optimizer step on BERT base's 110 million parameters, and how much state does it keep?
+
+ClippedSGD in each implementation against torch.optim.AdamW in each of its own, on the CPU or a CUDA device:
+
+    python benchmarks/optimizer_step.py                # writes benchmarks/results/optimizer_step.json
+    python benchmarks/optimizer_step.py --no-compile   # without the compiled AdamW, which needs a C++ compiler
+
+First every candidate is timed for a few steps. Then the fastest ClippedSGD and the fastest AdamW alternate, step by step,
+in one process on the same parameters and gradients; the reported ratio is that of their medians, with the ratio of the means
+beside it (ClippedSGD measures the parameter norm once in 32 steps, which a median does not see). On a machine that is shared,
+rounds in which other processes used more than a tenth of a core are left out, as long as enough quiet ones come.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from sibert.optim import ClippedSGD
+
+INTRINSIC_LR = 8e-6
+"""eta * lambda of the paper's base experiments."""
+
+QUIET = 0.1
+"""Cores that other processes may use while a round is timed."""
+
+
+def bert_base_shapes(
+    vocabulary: int = 30522, width: int = 768, inner: int = 3072, layers: int = 12
+) -> list[tuple[int, ...]]:
+    norm: list[tuple[int, ...]] = [(width,), (width,)]
+    projection: list[tuple[int, ...]] = [(width, width), (width,)]
+    feed_forward: list[tuple[int, ...]] = [(inner, width), (inner,), (width, inner), (width,)]
+    embeddings: list[tuple[int, ...]] = [(vocabulary, width), (512, width), (2, width), *norm]
+    return embeddings + layers * (4 * projection + norm + feed_forward + norm) + projection
+
+
+def make_parameters(device: torch.device) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    parameters = []
+    for shape in bert_base_shapes():
+        parameter = torch.nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device))
+        parameter.grad = (1e-4 * torch.randn(shape, generator=generator)).to(device)
+        parameters.append(parameter)
+    return parameters
+
+
+def check_agreement(device: torch.device) -> None:
+    """Refuse to time implementations that do not do the same."""
+    results = []
+    for implementation in ("reference", "foreach", "fused"):
+        torch.manual_seed(0)
+        x = torch.nn.Parameter(torch.randn(1001, device=device))
+        optimizer = ClippedSGD([x], intrinsic_lr=0.01, implementation=implementation)
+        for scale in (1.0, 100.0, 1.0):
+            x.grad = scale * torch.randn(1001, device=device)
+            optimizer.step()
+        results.append(x.detach())
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0])
+
+
+def synchronised_seconds(step: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Count the bytes of all tensors that belong to parameters."""
+    return sum(
+        value.numel() * value.element_size()
+        for entries in optimizer.state.values()
+        for value in entries.values()
+        if isinstance(value, Tensor)
+    )
+
+
+class OtherProcesses:
+    """Measures how many cores all other processes together keep busy."""
+
+    def __init__(self) -> None:
+        self._own = psutil.Process()
+        self._last = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        times, own = psutil.cpu_times(), self._own.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return time.perf_counter(), sum(times) - idle, own.user + own.system
+
+    def cores_since_last_call(self) -> float:
+        now, last = self._read(), self._last
+        self._last = now
+        return max(0.0, (now[1] - last[1]) - (now[2] - last[2])) / (now[0] - last[0])
+
+
+def candidates(parameters: list[torch.nn.Parameter], compiled: bool) -> dict[str, Callable[[], tuple[object, object]]]:
+    def adamw(**mode: bool) -> tuple[object, object]:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-7, **mode)
+        return optimizer, optimizer.step
+
+    def adamw_compiled() -> tuple[object, object]:
+        optimizer, step = adamw(foreach=True)
+        return optimizer, torch.compile(step)
+
+    def ours(implementation: str) -> tuple[object, object]:
+        optimizer = ClippedSGD(parameters, intrinsic_lr=INTRINSIC_LR, implementation=implementation)
+        return optimizer, optimizer.step
+
+    table = {
+        "AdamW fused": lambda: adamw(fused=True),
+        "AdamW foreach": lambda: adamw(foreach=True),
+        "AdamW for-loop": lambda: adamw(foreach=False, fused=False),
+        "ClippedSGD reference": lambda: ours("reference"),
+        "ClippedSGD foreach": lambda: ours("foreach"),
+        "ClippedSGD fused": lambda: ours("fused"),
+    }
+    if compiled:
+        table["AdamW compiled"] = adamw_compiled
+    return table
+
+
+def qualify(table: dict, device: torch.device, steps: int) -> dict[str, dict]:
+    results = {}
+    for name, make in table.items():
+        optimizer, step = make()
+        synchronised_seconds(step, device)
+        seconds = [synchronised_seconds(step, device) for _ in range(steps)]
+        results[name] = {"median_ms": 1e3 * statistics.median(seconds), "min_ms": 1e3 * min(seconds)}
+        results[name]["state_bytes"] = state_bytes(optimizer)
+        print(
+            f"{name:22s} min {results[name]['min_ms']:8.1f} ms   state {results[name]['state_bytes']:,} bytes",
+            flush=True,
+        )
+        del optimizer, step
+    return results
+
+
+def alternate(steps: dict[str, Callable], device: torch.device, rounds: int, patience: float) -> tuple[dict, int, int]:
+    """Time the steps in turn until enough quiet rounds are there, or patience (seconds) is spent."""
+    others, deadline = OtherProcesses(), time.monotonic() + patience
+    quiet: dict[str, list[float]] = {name: [] for name in steps}
+    every: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        synchronised_seconds(step, device)
+    while len(next(iter(quiet.values()))) < rounds and time.monotonic() < deadline:
+        others.cores_since_last_call()
+        # Ten steps each: a tick of the machine's clock of CPU time is 10 ms.
+        seconds = {name: [] for name in steps}
+        for _ in range(10):
+            for name, step in steps.items():
+                seconds[name].append(synchronised_seconds(step, device))
+        calm = others.cores_since_last_call() < QUIET
+        for name, values in seconds.items():
+            every[name] += values
+            quiet[name] += values if calm else []
+    used = quiet if len(next(iter(quiet.values()))) >= min(rounds, 30) else every
+    return used, len(next(iter(quiet.values()))), len(next(iter(every.values())))
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    lower, median, upper = statistics.quantiles(seconds, n=4)
+    return {
+        "median_ms": 1e3 * median,
+        "lower_quartile_ms": 1e3 * lower,
+        "upper_quartile_ms": 1e3 * upper,
+        "mean_ms": 1e3 * statistics.mean(seconds),
+        "min_ms": 1e3 * min(seconds),
+    }
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice, all cores")
+    parser.add_argument("--rounds", type=int, default=96, help="steps of each optimizer that are timed in turn")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for quiet rounds")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "optimizer_step.json")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+
+    check_agreement(device)
+    parameters = make_parameters(device)
+    table = candidates(parameters, compiled=not arguments.no_compile)
+    qualified = qualify(table, device, steps=3)
+    fastest = {
+        family: min((name for name in qualified if name.startswith(family)), key=lambda name: qualified[name]["min_ms"])
+        for family in ("AdamW", "ClippedSGD")
+    }
+    made = {name: table[name]() for name in fastest.values()}
+    seconds, quiet, every = alternate(
+        {name: step for name, (_, step) in made.items()}, device, arguments.rounds, arguments.patience
+    )
+    timed = {name: summary(values) for name, values in seconds.items()}
+    adamw, ours = timed[fastest["AdamW"]], timed[fastest["ClippedSGD"]]
+    result = {
+        "question": "seconds of one optimizer step on BERT base's parameters; target: ratio at most 0.8",
+        "ratio_of_medians": ours["median_ms"] / adamw["median_ms"],
+        "ratio_of_means": ours["mean_ms"] / adamw["mean_ms"],
+        "alternating": timed,
+        "steps_timed": len(seconds[fastest["AdamW"]]),
+        "quiet_steps": quiet,
+        "all_steps": every,
+        "each_mode": qualified,
+        "parameters": sum(p.numel() for p in parameters),
+        "tensors": len(parameters),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    for name, values in timed.items():
+        print(
+            f"{name:22s} median {values['median_ms']:7.1f} ms   quartiles {values['lower_quartile_ms']:.1f} "
+            f"to {values['upper_quartile_ms']:.1f} ms   mean {values['mean_ms']:.1f} ms"
+        )
+    print(
+        f"ratio {result['ratio_of_medians']:.3f} (of means {result['ratio_of_means']:.3f}); {quiet} of {every} steps quiet"
+    )
+
+
+if __name__ == "__main__":
+    main()
