@@ -1,14 +1,16 @@
-"""How much do the initial scale, weight decay and clipping matter at fixed (eta, lambda)? The paper's figures, in small.
+"""How much do initial scale, weight decay and clipping matter at fixed (eta, lambda)? The paper's figures, in small.
 
     python benchmarks/robustness.py [--steps 600]
 
-The encoder's initial parameters are multiplied by 0.01 ... 100, with learning rate and weight decay held fixed: with weight
-decay and clipping, with weight decay alone, with neither; and BERT trained by plain SGD, its whole trunk multiplied in the
-same way. The schedule is constant, so that eta * lambda stays what it is. eta is the one that intrinsic mode calibrates at
-scale 1. Forgetting a factor c costs |ln c| / (eta lambda) steps: with D = 10 a factor of 10 costs 0.23 of the run.
+The encoder's initial parameters are multiplied by 0.01 ... 100, with learning rate and weight decay held fixed: with
+weight decay and clipping, with weight decay alone, with neither; and BERT trained by plain SGD, its whole trunk
+multiplied in the same way. The schedule is constant, so that eta * lambda stays what it is. eta is the one that
+intrinsic mode calibrates at scale 1. Forgetting a factor c costs |ln c| / (eta lambda) steps: with D = 10 a factor of
+10 costs 0.23 of the run.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -36,22 +38,24 @@ def shared(steps: int) -> dict[str, Any]:
         "size": "tiny",
         "steps": steps,
         "seq_length": 64,
-        "batch_size": 32,
+        "batch_size": 16,
         "vocab_size": 4096,
         "schedule": "constant",
         "log_every": 5,
-        "eval_every": max(1, steps // 20),
+        "eval_every": max(1, steps // 8),
         "save_every": steps,
         "keep_checkpoints": 1,
     }
 
 
 def calibrated_eta(folder: Path, base: dict[str, Any]) -> float:
-    """eta that starts a run of scale 1 at norm equilibrium: one step in intrinsic mode."""
+    """Eta that starts a run of scale 1 at norm equilibrium: one step in intrinsic mode."""
     options = {**base, "steps": 1, "log_every": 1, "eval_every": 1, "save_every": 1}
     options["intrinsic_lr"] = BUDGET / base["steps"]
     run_all({"calibration": options}, folder)
-    return float(json.loads((folder / "calibration" / "metrics.jsonl").read_text().splitlines()[0])["groups"]["encoder"]["eta"])
+    return float(
+        json.loads((folder / "calibration" / "metrics.jsonl").read_text().splitlines()[0])["groups"]["encoder"]["eta"]
+    )
 
 
 def variants(base: dict[str, Any], eta: float, sgd_lr: float) -> dict[str, dict[str, Any]]:
@@ -72,7 +76,7 @@ def variants(base: dict[str, Any], eta: float, sgd_lr: float) -> dict[str, dict[
 
 def validation_at(curve: list[list[float]], step: float) -> float:
     """Validation loss at a step, interpolated between evaluations."""
-    for (left, low), (right, high) in zip(curve, curve[1:], strict=False):
+    for (left, low), (right, high) in itertools.pairwise(curve):
         if left <= step <= right:
             return low + (high - low) * (step - left) / (right - left)
     raise ValueError(f"no evaluation around step {step}")
@@ -80,7 +84,7 @@ def validation_at(curve: list[list[float]], step: float) -> float:
 
 def spikes(norms: list[list[float]]) -> float:
     """Largest relative growth of the norm within one record."""
-    return max((b / a - 1 for (_, a), (_, b) in zip(norms, norms[1:], strict=False)), default=0.0)
+    return max((b / a - 1 for (_, a), (_, b) in itertools.pairwise(norms)), default=0.0)
 
 
 def draw(results: dict[str, Any], name: str, title: str) -> None:

@@ -42,7 +42,10 @@ def homogeneity_error(f: Callable[[], Tensor], parameters: Iterable[Tensor], deg
 
 
 def assert_homogeneous(
-    f: Callable[[], Tensor], parameters: Iterable[Tensor], degree: float, scales: Iterable[float] = (0.01, 0.5, 3.0, 100.0)
+    f: Callable[[], Tensor],
+    parameters: Iterable[Tensor],
+    degree: float,
+    scales: Iterable[float] = (0.01, 0.5, 3.0, 100.0),
 ) -> None:
     """Assert f(c x) = c^degree f(x) for several c."""
     parameters = list(parameters)
@@ -51,7 +54,9 @@ def assert_homogeneous(
         assert error <= 1e-10, f"degree {degree} fails at c = {c}: relative error {error:.1e}"
 
 
-def assert_not_homogeneous(f: Callable[[], Tensor], parameters: Iterable[Tensor], degree: float, c: float = 3.0) -> None:
+def assert_not_homogeneous(
+    f: Callable[[], Tensor], parameters: Iterable[Tensor], degree: float, c: float = 3.0
+) -> None:
     """Assert that the property fails, visibly."""
     error = homogeneity_error(f, parameters, degree, c)
     assert error > 1e-4, f"expected degree {degree} to fail at c = {c}, but the relative error is only {error:.1e}"

@@ -17,7 +17,7 @@ from sibert.optim import ClippedSGD, Hybrid, Lamb, build_optimizer, param_groups
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (grouped by what they do)
     # models
     "SibertConfig",
     "SibertForMaskedLM",

@@ -16,7 +16,23 @@ from sibert.training.checkpoints import mark_complete
 def text_folder(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    words = "the quick brown fox jumps over the lazy dog while seven wizards pack their boxes".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "the",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "wizards",
+        "pack",
+        "their",
+        "boxes",
+    ]
     for number in range(40):
         turned = words[number % 7 :] + words[: number % 7]
         (folder / f"{number}.txt").write_text(" ".join(turned * 12) + f" number {number}.\n")
@@ -37,7 +53,20 @@ def run(monkeypatch, capsys):
     return call
 
 
-SMALL = ["--size", "nano", "--steps", "2", "--vocab-size", "300", "--seq-length", "32", "--batch-size", "4", "--device", "cpu"]
+SMALL = [
+    "--size",
+    "nano",
+    "--steps",
+    "2",
+    "--vocab-size",
+    "300",
+    "--seq-length",
+    "32",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +91,14 @@ WRONG_OPTIONS = {
     "unknown optimizer": (["--optimizer", "magic"], ["optimizer", "magic", "adamw"]),
     "unknown schedule": (["--schedule", "zigzag"], ["schedule", "cosine"]),
     "unknown option": (["--stepz", "3"], ["stepz"]),
-    "word for a number": (["--steps", "many"], ["many", "steps"]),
+    "word for a number": (["--steps", "many"], ["--steps", "integer"]),
     "no steps": (["--steps", "0"], ["steps", "at least 1"]),
     "negative learning rate": (["--lr", "-1", "--weight-decay", "0.1"], ["lr", "positive"]),
     "learning rate alone": (["--lr", "0.1"], ["lr", "weight_decay"]),
-    "both kinds of rate": (["--lr", "0.1", "--weight-decay", "0.1", "--intrinsic-lr", "0.01"], ["intrinsic_lr", "not both"]),
+    "both kinds of rate": (
+        ["--lr", "0.1", "--weight-decay", "0.1", "--intrinsic-lr", "0.01"],
+        ["intrinsic_lr", "not both"],
+    ),
     "clipping without decay": (["--lr", "0.1", "--weight-decay", "0"], ["weight_decay", "clip"]),
     "clip below one": (["--clip", "0.5"], ["clip"]),
     "clip no number": (["--clip", "often"], ["often", "none"]),
@@ -110,8 +142,8 @@ def broken_data(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "missing path", "empty file", "binary file", "unsupported kind", "missing column", "one document", "empty folder",
-        "hub without a network",
+        "missing path", "empty file", "binary file", "unsupported kind", "missing column", "one document",
+        "empty folder", "hub without a network",
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_used(name, run, tmp_path):
@@ -233,7 +265,17 @@ def test_a_checkpoint_without_its_mark_is_not_whole(tmp_path):
 
 def test_module_entry_point_shows_no_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "sibert", "pretrain", "--data", str(tmp_path / "nowhere"), *SMALL, "--out", str(tmp_path / "o")],
+        [
+            sys.executable,
+            "-m",
+            "sibert",
+            "pretrain",
+            "--data",
+            str(tmp_path / "nowhere"),
+            *SMALL,
+            "--out",
+            str(tmp_path / "o"),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "SIBERT_CACHE": str(tmp_path / "cache")},

@@ -11,10 +11,14 @@ def roughened(model: nn.Module, seed: int = 5) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype))
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+            )
     return model
 
 
 def deep_config(**fields) -> SibertConfig:
     """Twelve narrow layers."""
-    return SibertConfig.of_size("nano", **{"num_hidden_layers": 12, "vocab_size": 97, "max_position_embeddings": 40, **fields})
+    return SibertConfig.of_size(
+        "nano", **{"num_hidden_layers": 12, "vocab_size": 97, "max_position_embeddings": 40, **fields}
+    )

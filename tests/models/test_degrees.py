@@ -6,7 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from sibert.models import SibertForMaskedLM, SibertModel
-from sibert.models.modeling_sibert import SibertAffineNorm, SibertAttention, SibertEmbeddings, SibertFeedForward, SibertLayer
+from sibert.models.modeling_sibert import (
+    SibertAffineNorm,
+    SibertAttention,
+    SibertEmbeddings,
+    SibertFeedForward,
+    SibertLayer,
+)
 from sibert.ops import layer_norm
 from tests.assertions import assert_homogeneous, assert_not_homogeneous, euler_residual
 from tests.models.builders import deep_config, roughened

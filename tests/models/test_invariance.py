@@ -43,7 +43,9 @@ def test_at_initialisation_with_padding(dtype, batch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_after_two_hundred_steps_of_training(dtype, batch):
-    model = roughened(SibertForMaskedLM(deep_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).to(dtype))
+    model = roughened(
+        SibertForMaskedLM(deep_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).to(dtype)
+    )
     first = model.eval()(**batch, labels=batch["input_ids"]).loss.item()
     trained(model, batch)
     assert model(**batch, labels=batch["input_ids"]).loss.item() < first - 0.5
@@ -90,20 +92,18 @@ def test_the_loss_is_invariant_because_the_decoder_is_untied(model_class, batch)
 def test_a_tied_decoder_breaks_the_loss(batch):
     model = roughened(SibertForMaskedLM(deep_config()).double().eval())
     model.decoder.weight = model.get_input_embeddings().weight
-    change = worst_change(lambda: model(**batch, labels=batch["input_ids"]).loss, list(model.sibert.parameters()), [10.0])
+    change = worst_change(
+        lambda: model(**batch, labels=batch["input_ids"]).loss, list(model.sibert.parameters()), [10.0]
+    )
     assert change > 1e-2
 
 
 def test_the_bert_twin_is_not_invariant(batch):
     from transformers import BertConfig
 
-    config = BertConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
+    config = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     model = roughened(BertTwinForMaskedLM(config).double().eval())
-    change = worst_change(
-        lambda: model.bert(**batch).last_hidden_state, list(model.bert.parameters()), [10.0]
-    )
+    change = worst_change(lambda: model.bert(**batch).last_hidden_state, list(model.bert.parameters()), [10.0])
     assert change > 1e-2
 
 
@@ -134,14 +134,16 @@ def test_a_fully_padded_sequence_is_finite_with_finite_gradients(batch):
     model.eval()
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
     changed["input_ids"][1, 11:] = 7
-    torch.testing.assert_close(
-        model(**changed).logits[1, :11], model(**batch).logits[1, :11], rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(model(**changed).logits[1, :11], model(**batch).logits[1, :11], rtol=1e-12, atol=1e-12)
 
 
 def test_all_zero_embeddings_are_finite(config, batch):
     model = SibertModel(config).eval()
     with torch.no_grad():
-        for table in (model.embeddings.word_embeddings, model.embeddings.position_embeddings, model.embeddings.token_type_embeddings):
+        for table in (
+            model.embeddings.word_embeddings,
+            model.embeddings.position_embeddings,
+            model.embeddings.token_type_embeddings,
+        ):
             table.weight.zero_()
     assert model(**batch).last_hidden_state.isfinite().all()

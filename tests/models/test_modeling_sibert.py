@@ -74,7 +74,11 @@ def test_round_trip_through_a_folder_and_the_auto_class(model_class, config, bat
 def test_every_parameter_gets_a_finite_gradient_and_a_group(model_class, config, batch):
     model = roughened(model_class(config).train())
     outputs = model(**inputs_for(model_class, batch))
-    loss = outputs.loss if "loss" in outputs else outputs.last_hidden_state.square().mean() + outputs.last_hidden_state[0, 0, 0]
+    loss = (
+        outputs.loss
+        if "loss" in outputs
+        else outputs.last_hidden_state.square().mean() + outputs.last_hidden_state[0, 0, 0]
+    )
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     (group,) = model.scale_invariant_groups().values()
@@ -97,8 +101,18 @@ def test_initialisation_is_the_table_in_its_docstring():
 
 
 def test_base_and_large_have_berts_sizes():
-    assert SIZES["base"] == {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-    assert SIZES["large"] == {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+    assert SIZES["base"] == {
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    }
+    assert SIZES["large"] == {
+        "num_hidden_layers": 24,
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    }
     default = SibertConfig()
     assert {name: getattr(default, name) for name in SIZES["base"]} == SIZES["base"]
     with torch.device("meta"):

@@ -28,7 +28,9 @@ def masks(shape):
 
 def by_hand(query_K, key_TK, value_TK, keep_T):
     """One query, in plain Python."""
-    scores = [max(0.0, float((query_K @ key_K).detach())) if keep else 0.0 for key_K, keep in zip(key_TK, keep_T, strict=True)]
+    scores = [
+        max(0.0, float((query_K @ key_K).detach())) if keep else 0.0 for key_K, keep in zip(key_TK, keep_T, strict=True)
+    ]
     total = sum(scores)
     if total == 0:
         return torch.zeros_like(query_K)
@@ -43,7 +45,9 @@ def test_the_reference_is_the_definition():
     for b in range(2):
         for h in range(3):
             for s in range(7):
-                torch.testing.assert_close(output[b, h, s], by_hand(query[b, h, s], key[b, h], value[b, h], mask[b, h, s]))
+                torch.testing.assert_close(
+                    output[b, h, s], by_hand(query[b, h, s], key[b, h], value[b, h], mask[b, h, s])
+                )
     total = weights.sum(dim=-1)
     assert (((total - 1).abs() < 1e-12) | (total == 0)).all()
 

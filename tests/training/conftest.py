@@ -8,7 +8,26 @@ from sibert.training import PretrainRecipe
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
-    words = "the quick brown fox jumps over the lazy dog while seven wizards pack their boxes with liquor jugs".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "the",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "wizards",
+        "pack",
+        "their",
+        "boxes",
+        "with",
+        "liquor",
+        "jugs",
+    ]
     for number in range(60):
         turned = words[number % 11 :] + words[: number % 11]
         (folder / f"{number}.txt").write_text(" ".join(turned * (8 + number % 5)) + f" number {number}.\n")

@@ -26,7 +26,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Same losses, same evaluations, same weights, to the last bit."""
     assert losses(one) == losses(other)
     for kind, keys in (("eval", ("step", "mlm_loss", "accuracy")), ("train", ("step", "groups"))):
-        assert [[r[k] for k in keys] for r in records(one, kind)] == [[r[k] for k in keys] for r in records(other, kind)]
+        assert [[r[k] for k in keys] for r in records(one, kind)] == [
+            [r[k] for k in keys] for r in records(other, kind)
+        ]
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     assert all((a[name] == b[name]).all() for name in a)

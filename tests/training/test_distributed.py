@@ -17,13 +17,24 @@ def test_two_processes_agree_with_one(pairs, recipe, tmp_path):
     chosen = recipe(steps=6, batch_size=8, save_every=3, whole_word=True, next_sentence=pairs, initial_scale=1.0)
     run_pretraining(chosen, tmp_path / "one")
     words = [
-        "pretrain", "--data", *chosen.data, "--vocab-size", "300", "--seq-length", "32", "--validation-fraction", "0.2", "--size", "nano", "--steps", "6",
-        "--batch-size", "4", "--log-every", "1", "--eval-every", "6", "--save-every", "3", "--device", "cpu", "--whole-word",
+        "pretrain", "--data", *chosen.data, "--vocab-size", "300", "--seq-length", "32", "--validation-fraction", "0.2",
+        "--size", "nano", "--steps", "6", "--batch-size", "4", "--log-every", "1", "--eval-every", "6",
+        "--save-every", "3", "--device", "cpu", "--whole-word",
         "--tokenizer", str(tmp_path / "one" / "tokenizer"), "--out", str(tmp_path / "two"),
     ]  # fmt: skip
     words += ["--next-sentence"] if pairs else []
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "sibert", *words],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--standalone",
+            "-m",
+            "sibert",
+            *words,
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

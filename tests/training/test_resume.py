@@ -16,7 +16,7 @@ from sibert.training.pretrain import PretrainTrainer
 from tests.training.runs import assert_same_run, losses, records
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Stands for a crash."""
 
 
@@ -26,7 +26,7 @@ def stop_after(monkeypatch, step):
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step:
-            raise Stop
+            raise StopError
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(PretrainTrainer, "training_step", training_step)
@@ -51,7 +51,7 @@ def test_crash_and_resume_change_no_bit(changes, step, recipe, tmp_path, monkeyp
     run_pretraining(chosen, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             run_pretraining(chosen, tmp_path / "stopped")
     torch.manual_seed(999)  # whatever the new process does before must not matter
     run_pretraining(chosen, tmp_path / "stopped", resume=True)
@@ -62,7 +62,7 @@ def test_crash_before_the_first_checkpoint_starts_again(recipe, tmp_path, monkey
     run_pretraining(recipe(), tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             run_pretraining(recipe(), tmp_path / "stopped")
     run_pretraining(recipe(), tmp_path / "stopped", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -117,7 +117,7 @@ def test_a_process_killed_at_a_random_moment(recipe, tmp_path):
 def test_the_records_after_the_checkpoint_are_written_again_once(recipe, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             run_pretraining(recipe(), tmp_path / "stopped")
     assert list(losses(tmp_path / "stopped")) == list(range(1, 10))
     run_pretraining(recipe(), tmp_path / "stopped", resume=True)

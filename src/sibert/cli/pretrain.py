@@ -22,13 +22,21 @@ def _clip(value: str) -> float | None:
 def pretrain(
     context: typer.Context,
     data: list[str] = typer.Option(
-        [], help="Files, folders, globs, or a hub data set; repeatable. Default: Python's standard library.", rich_help_panel=DATA
+        [],
+        help="Files, folders, globs, or a hub data set; repeatable. Default: Python's standard library.",
+        rich_help_panel=DATA,
     ),
     text_column: str = typer.Option("text", help="Column with the text, in jsonl, csv, parquet.", rich_help_panel=DATA),
-    documents: str = typer.Option("auto", help="What a document of a text file is: auto, file, blank-line.", rich_help_panel=DATA),
+    documents: str = typer.Option(
+        "auto", help="What a document of a text file is: auto, file, blank-line.", rich_help_panel=DATA
+    ),
     streaming: bool = typer.Option(False, "--streaming", help="Read the data as it is needed.", rich_help_panel=DATA),
-    validation_fraction: float = typer.Option(0.05, help="Share of the documents kept for validation.", rich_help_panel=DATA),
-    tokenizer: str = typer.Option(None, help="Folder or hub name. Default: trained from the data.", rich_help_panel=DATA),
+    validation_fraction: float = typer.Option(
+        0.05, help="Share of the documents kept for validation.", rich_help_panel=DATA
+    ),
+    tokenizer: str = typer.Option(
+        None, help="Folder or hub name. Default: trained from the data.", rich_help_panel=DATA
+    ),
     vocab_size: int = typer.Option(8192, help="Size of the trained vocabulary.", rich_help_panel=DATA),
     lowercase: bool = typer.Option(True, "--lowercase/--cased", help="Lower-case the text.", rich_help_panel=DATA),
     seq_length: int = typer.Option(128, help="Tokens of a sequence.", rich_help_panel=DATA),
@@ -39,13 +47,19 @@ def pretrain(
     size: str = typer.Option("mini", help="nano, tiny, mini, small, medium, base, large.", rich_help_panel=MODEL),
     dropout: float = typer.Option(0.0, help="Dropout of branches and attention weights.", rich_help_panel=MODEL),
     initial_scale: float = typer.Option(1.0, help="Factor on all initial encoder parameters.", rich_help_panel=MODEL),
-    optimizer: str = typer.Option(None, help="clipped_sgd (SIBERT); adamw, lamb, sgd (twin).", rich_help_panel=OPTIMIZER),
+    optimizer: str = typer.Option(
+        None, help="clipped_sgd (SIBERT); adamw, lamb, sgd (twin).", rich_help_panel=OPTIMIZER
+    ),
     steps: int = typer.Option(10_000, help="Optimizer steps.", rich_help_panel=OPTIMIZER),
-    intrinsic_lr: float = typer.Option(None, help="lr * weight decay. Default: 10 / steps, at most 0.1.", rich_help_panel=OPTIMIZER),
-    lr: float = typer.Option(None, help="Learning rate (with --weight-decay, instead of --intrinsic-lr).", rich_help_panel=OPTIMIZER),
+    intrinsic_lr: float = typer.Option(
+        None, help="lr * weight decay. Default: 10 / steps, at most 0.005.", rich_help_panel=OPTIMIZER
+    ),
+    lr: float = typer.Option(
+        None, help="Learning rate (with --weight-decay, instead of --intrinsic-lr).", rich_help_panel=OPTIMIZER
+    ),
     weight_decay: float = typer.Option(None, help="Weight decay.", rich_help_panel=OPTIMIZER),
     clip: str = typer.Option("2.0", help="Relative Global Clipping: sqrt(C), or none.", rich_help_panel=OPTIMIZER),
-    head_lr: float = typer.Option(2e-3, help="Learning rate of LAMB on the head.", rich_help_panel=OPTIMIZER),
+    head_lr: float = typer.Option(1e-2, help="Learning rate of LAMB on the head.", rich_help_panel=OPTIMIZER),
     schedule: str = typer.Option("cosine", help="cosine, linear, piecewise, constant.", rich_help_panel=OPTIMIZER),
     warmup_steps: int = typer.Option(None, help="Of the head and of the twin.", rich_help_panel=OPTIMIZER),
     max_grad_norm: float = typer.Option(None, help="Absolute clipping of the twin.", rich_help_panel=OPTIMIZER),
@@ -55,7 +69,9 @@ def pretrain(
     resume: Path = typer.Option(None, help="Run directory to go on with; takes no other option.", rich_help_panel=RUN),
     seed: int = typer.Option(0, help="Of initialisation, order, masks, dropout.", rich_help_panel=RUN),
     precision: str = typer.Option("fp32", help="fp32, bf16, fp16.", rich_help_panel=RUN),
-    gradient_checkpointing: bool = typer.Option(False, "--gradient-checkpointing", help="Less memory.", rich_help_panel=RUN),
+    gradient_checkpointing: bool = typer.Option(
+        False, "--gradient-checkpointing", help="Less memory.", rich_help_panel=RUN
+    ),
     workers: int = typer.Option(0, help="Data-loading processes.", rich_help_panel=RUN),
     log_every: int = typer.Option(10, help="Steps between records.", rich_help_panel=RUN),
     eval_every: int = typer.Option(None, help="Steps between evaluations. Default: steps / 10.", rich_help_panel=RUN),
@@ -75,7 +91,8 @@ def pretrain(
         others = sorted(f"--{name.replace('_', '-')}" for name in given if name != "resume")
         if others:
             raise ValueError(
-                f"--resume takes no other option, got {', '.join(others)}: the run goes on with the recipe it began with"
+                f"--resume takes no other option, got {', '.join(others)}: "
+                "the run goes on with the recipe it began with"
             )
         return run_pretraining(PretrainRecipe.from_json(resume / "recipe.json"), resume, resume=True)
     given.pop("out", None)

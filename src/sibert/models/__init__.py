@@ -25,7 +25,7 @@ from sibert.models.modeling_sibert import (
     SibertPreTrainedModel,
 )
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (grouped by what they do)
     # configuration
     "SIZES",
     "SibertConfig",

@@ -16,15 +16,16 @@ f(c x) = c^k f(x), where c scales the parameters) of what flows through the enco
     final N                                    0
 
 The paper shows the way from embeddings to layers as a picture only. The lift is our reading of it: a stream that the
-branches (degree 2) may be added to must have degree 2 itself, and an affine norm gives degree 1 whatever precedes it, so
-one more bias-free linear map is needed, and it suffices. The keys of a layer could also do without a bias and the values
-carry one; we give all three a bias, as BERT does: their input has degree 0, so every bias term has degree 1 like W n.
+branches (degree 2) may be added to must have degree 2 itself, and an affine norm gives degree 1 whatever precedes it,
+so one more bias-free linear map is needed, and it suffices. The keys of a layer could also do without a bias and the
+values carry one; we give all three a bias, as BERT does: their input has degree 0, so every bias term has degree 1 like
+W n.
 
-The heads (masked-LM, next-sentence, tasks) are not scale invariant and are trained separately. The decoder is not tied to
-the embeddings, so that the loss, too, is invariant to the encoder's scale.
+The heads (masked-LM, next-sentence, tasks) are not scale invariant and are trained separately. The decoder is not tied
+to the embeddings, so that the loss, too, is invariant to the encoder's scale.
 
-Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width, V = vocabulary,
-P = predicted positions, L = labels, C = choices.
+Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
+V = vocabulary, P = predicted positions, L = labels, C = choices.
 
 References: Li et al., "Robust Training of Neural Networks using Scale Invariant Architectures", arXiv 2202.00980,
 sections 3 and Table 2; Devlin et al., arXiv 1810.04805, for everything that is BERT's.
@@ -129,7 +130,8 @@ class SibertAttention(nn.Module):
         self, hidden_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         def heads(projected_BTD: Tensor) -> Tensor:
-            return projected_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            heads_BTHK: Tensor = projected_BTD.unflatten(-1, (self.num_heads, -1))  # type: ignore[no-untyped-call]
+            return heads_BTHK.transpose(1, 2)
 
         mixed_BHTK, weights_BHTT = relu_attention(
             heads(self.query(hidden_BTD)),
@@ -167,7 +169,8 @@ class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     def forward(self, stream_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False) -> Tensor:
         mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, need_weights=need_weights)
         stream_BTD = stream_BTD + self.dropout(mixed_BTD)
-        return stream_BTD + self.dropout(self.feed_forward(layer_norm(stream_BTD)))
+        stream_BTD = stream_BTD + self.dropout(self.feed_forward(layer_norm(stream_BTD)))
+        return stream_BTD
 
 
 class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -225,11 +228,11 @@ class SibertModel(SibertPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """Return the token embedding table."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding table."""
         self.embeddings.word_embeddings = value
 

@@ -57,7 +57,8 @@ class ClippedSGD(Optimizer):
 
     It is kept in `group["eta"]`. The group's `lr` is then a multiplier without unit, 1 at the start, that any scheduler
     may drive: the step uses lr * eta and the same lambda, hence the intrinsic learning rate lr * gamma. Until eta is
-    known nothing moves. If x is multiplied by 2^k before the run, every direction stays the same: bit for bit on the CPU.
+    known nothing moves. If x is multiplied by 2^k before the run, every direction stays the same, bit for bit on the
+    CPU.
 
     **Group keys.** "lr", "weight_decay", "clip", "intrinsic_lr" and "implementation" may be set for each group, also
     "name" (default "group0", ...) and "scale_invariant" (default True; False says that the gradient is not orthogonal
@@ -251,7 +252,7 @@ class ClippedSGD(Optimizer):
         descend(
             [local_shard(p) for p in parameters],
             [None if p.grad is None else local_shard(placed_gradient(p, p.grad)) for p in parameters],
-            decay=1.0 - gamma,
+            gamma=gamma,
             step_size=eta * clip_factor,
             hold=hold,
             implementation=group["implementation"],

@@ -10,7 +10,7 @@ from sibert.training.recipe import PretrainRecipe
 from sibert.training.run_directory import RunDirectory, next_run_directory
 from sibert.training.trainer import PretrainTrainer
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (grouped by what they do)
     # recipes and runs
     "PretrainRecipe",
     "RunDirectory",

@@ -36,7 +36,7 @@ class SignalCallback(TrainerCallback):  # type: ignore[misc]
 
         def remember(number: int, frame: FrameType | None) -> None:
             self.received = number
-            signal.signal(number, earlier[number])
+            signal.signal(number, earlier[signal.Signals(number)])
 
         earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -98,7 +98,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     Returns:
         The checkpoint, or None if there is no whole one, and a sentence for each later one that was passed over.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for _, path in sorted(_numbered(folder), reverse=True):
         problem = verify(path)
         if problem is None:

@@ -25,7 +25,11 @@ def fill_masks(folder: Path, text: str, top: int = 5) -> Iterator[tuple[list[tup
     """
     if not (folder / "config.json").exists():
         unfinished = (folder / "recipe.json").exists()
-        hint = f"the run is not finished; go on with: sibert pretrain --resume {folder}" if unfinished else "give a finished run"
+        hint = (
+            f"the run is not finished; go on with: sibert pretrain --resume {folder}"
+            if unfinished
+            else "give a finished run"
+        )
         raise ValueError(f"{folder} has no model: {hint}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()

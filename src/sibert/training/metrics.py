@@ -81,7 +81,9 @@ class LossWindow:
     def load(self, path: Path, device: torch.device) -> None:
         """Read an open window that `save` wrote."""
         state = json.loads(path.read_text(encoding="utf-8"))
-        self._sums = {name: torch.tensor(total, dtype=torch.float64, device=device) for name, total in state["sums"].items()}
+        self._sums = {
+            name: torch.tensor(total, dtype=torch.float64, device=device) for name, total in state["sums"].items()
+        }
         self.steps, self.earlier_seconds = state["steps"], state["wall_seconds"]
         # The tokens of the time before the stop would be divided by the time after it.
         self.tokens = 0

@@ -167,9 +167,7 @@ def _training_arguments(recipe: PretrainRecipe, run: RunDirectory) -> TrainingAr
     )
 
 
-def run_pretraining(
-    recipe: PretrainRecipe, out: Path, *, resume: bool = False, console: Console | None = None
-) -> int:
+def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, console: Console | None = None) -> int:
     """Pre-train a model, or go on with a run that was stopped.
 
     Args:
@@ -204,13 +202,15 @@ def run_pretraining(
     with signals.listening():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if signals.received is not None and trainer.state.global_step < recipe.steps:
-        console.print(f"stopped after step {trainer.state.global_step}; go on with: sibert pretrain --resume {run.path}")
+        console.print(
+            f"stopped after step {trainer.state.global_step}; go on with: sibert pretrain --resume {run.path}"
+        )
         return exit_status(signals.received)
     if trainer.evaluated_step != trainer.state.global_step:
         trainer.evaluate()
     if main_process:
         run.save_model(_savable(trainer), corpus.tokenizer)
-        console.print(f"saved the model to {run.path}; try: sibert fill-mask {run.path} \"... [MASK] ...\"")
+        console.print(f'saved the model to {run.path}; try: sibert fill-mask {run.path} "... [MASK] ..."')
     return 0
 
 
@@ -268,7 +268,9 @@ def describe(report: CorpusReport) -> str:
         f"{report.validation_tokens / 1e3:.0f} k to validate on"
     )
     left_out = [
-        f"{count} {what}" for count, what in ((report.duplicates, "duplicates"), (report.skipped, "unreadable")) if count
+        f"{count} {what}"
+        for count, what in ((report.duplicates, "duplicates"), (report.skipped, "unreadable"))
+        if count
     ]
     return "\n".join([line + (f" ({', '.join(left_out)} left out)" if left_out else ""), *report.skipped_messages])
 
@@ -282,8 +284,8 @@ def _build_trainer(
     batch = recipe.batch_size * arguments.world_size
     if isinstance(train, MaskedDataset) and len(train) < batch:
         raise ValueError(
-            f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than one batch of {batch}; "
-            "give more text, or a smaller --batch-size or --seq-length"
+            f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than one batch of "
+            f"{batch}; give more text, or a smaller --batch-size or --seq-length"
         )
     model = build_model(recipe, len(tokenizer), tokenizer.pad_token_id)
     optimizer, lr_schedule = build_training_optimizer(recipe, model)
@@ -308,7 +310,9 @@ def _build_trainer(
     return trainer, signals
 
 
-def _announce(recipe: PretrainRecipe, run: RunDirectory, trainer: PretrainTrainer, console: Console, *, new: bool) -> None:
+def _announce(
+    recipe: PretrainRecipe, run: RunDirectory, trainer: PretrainTrainer, console: Console, *, new: bool
+) -> None:
     """Write the environment, and say in one line what is trained on what."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     if new:

@@ -15,8 +15,9 @@ OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
 ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-LARGEST_DEFAULT_INTRINSIC_LR = 0.1
-"""In runs of less than a hundred steps 10 / steps would forget the parameters in a few steps."""
+LARGEST_DEFAULT_INTRINSIC_LR = 0.005
+"""At equilibrium a step turns the parameters by sqrt(2 eta lambda): by a tenth of a radian at this value, and more was
+worse when measured (LOGBOOK, 2026-11-22). Runs of less than 2000 steps meet this bound."""
 
 EQUILIBRIUM_TIMES = 10.0
 """D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark)."""
@@ -34,8 +35,8 @@ class PretrainRecipe:
     before the first step; a scale-invariant run does not care).
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
-    eta * lambda (None = 10 / steps, at most 0.1) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no clipping;
-    `head_lr` of LAMB on the non-invariant head; `schedule`; `warmup_steps` of the head and of the twins (the
+    eta * lambda (None = 10 / steps, at most 0.005) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no
+    clipping; `head_lr` of LAMB on the non-invariant head; `schedule`; `warmup_steps` of the head and of the twins (the
     scale-invariant groups never warm up); `max_grad_norm`, the absolute clipping of the twins.
 
     Batches: `batch_size` (sequences a process and micro-batch), `accumulation` (micro-batches a step).
@@ -71,7 +72,7 @@ class PretrainRecipe:
     lr: float | None = None
     weight_decay: float | None = None
     clip: float | None = 2.0
-    head_lr: float = 2e-3
+    head_lr: float = 1e-2
     schedule: ScheduleName = "cosine"
     warmup_steps: int | None = None
     max_grad_norm: float | None = None
@@ -158,7 +159,9 @@ class PretrainRecipe:
             if (self.lr is None) != (self.weight_decay is None):
                 raise ValueError("give lr and weight_decay together, or neither (intrinsic_lr then sets both)")
             if self.lr is not None and self.intrinsic_lr is not None:
-                raise ValueError("give either intrinsic_lr or lr and weight_decay, not both: intrinsic_lr = lr * weight_decay")
+                raise ValueError(
+                    "give either intrinsic_lr or lr and weight_decay, not both: intrinsic_lr = lr * weight_decay"
+                )
         elif self.intrinsic_lr is not None:
             raise ValueError(f"intrinsic_lr belongs to clipped_sgd; optimizer {self.optimizer_name} takes lr")
         elif self.initial_scale != 1.0 and self.optimizer_name != "sgd" and self.model == "sibert":

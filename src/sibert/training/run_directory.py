@@ -1,14 +1,15 @@
 """Layout of a run directory.
 
-    RUN/
-      recipe.json          every choice of the run
-      environment.json     versions, device, threads, number of parameters
-      corpus.json          what the data were: documents, duplicates, skipped files, tokens
-      metrics.jsonl        one record a line
-      tensorboard/         the same for TensorBoard
-      tokenizer/           the tokenizer, from the first step on
-      checkpoints/         checkpoint-N, each with complete.json once it is whole
-      config.json, model.safetensors, tokenizer.json, ...   the final model: `from_pretrained("RUN")`
+Inside the folder that `--out` names:
+
+    recipe.json          every choice of the run
+    environment.json     versions, device, threads, number of parameters
+    corpus.json          what the data were: documents, duplicates, skipped files, tokens
+    metrics.jsonl        one record a line
+    tensorboard/         the same for TensorBoard
+    tokenizer/           the tokenizer, from the first step on
+    checkpoints/         checkpoint-N, each with complete.json once it is whole
+    config.json, model.safetensors, tokenizer.json, ...   the final model: `from_pretrained("RUN")`
 """
 
 import json
@@ -76,13 +77,16 @@ class RunDirectory:
         """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ValueError(
-                f"{self.path} exists and is not empty; choose another --out, or go on with that run by --resume {self.path}"
+                f"{self.path} exists and is not empty; choose another --out, or go on with that run by "
+                f"--resume {self.path}"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.recipe, recipe.to_json())
         except OSError as error:
-            raise ValueError(f"cannot write to {self.path}: {(error.strerror or str(error)).lower()}; choose another --out") from None
+            raise ValueError(
+                f"cannot write to {self.path}: {(error.strerror or str(error)).lower()}; choose another --out"
+            ) from None
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file.

@@ -1,11 +1,11 @@
-"""`transformers.Trainer` for pre-training: exact losses, token-weighted evaluation, whole checkpoints, group metrics."""
+"""`transformers.Trainer` for pre-training: exact losses, weighted evaluation, whole checkpoints, group metrics."""
 
 import dataclasses
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         ValueError: If `max_grad_norm` is not 0 with ClippedSGD.
     """
 
+    control: TrainerControl
+
     def __init__(self, *, metrics_file: MetricsFile | None = None, unigram_entropy: float | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.metrics_file = metrics_file
@@ -58,8 +60,9 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         )
         if invariant and self.args.max_grad_norm:
             raise ValueError(
-                f"max_grad_norm must be 0 with ClippedSGD, got {self.args.max_grad_norm}: a clipping threshold that does "
-                "not move with the parameter norm breaks scale invariance; ClippedSGD clips relative to it (clip=2.0)"
+                f"max_grad_norm must be 0 with ClippedSGD, got {self.args.max_grad_norm}: a clipping threshold that "
+                "does not move with the parameter norm breaks scale invariance; ClippedSGD clips relative to it "
+                "(clip=2.0)"
             )
 
     # Order of the examples
@@ -123,7 +126,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         record: dict[str, Any] = self.window.read(
             self.accelerator.num_processes, lambda total: self.accelerator.reduce(total, reduction="mean")
         )
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer = cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
         record["peak_memory_bytes"] = peak_memory_bytes()
         record["optimizer_state_bytes"] = optimizer_state_bytes(optimizer)
         record["groups"] = {group.get("name", "all"): {"lr": float(group["lr"])} for group in optimizer.param_groups}
@@ -237,9 +240,7 @@ class _StepCounter(TrainerCallback):  # type: ignore[misc]
 def _score_rows(outputs: Any, labels_BP: Tensor, follows_B: Tensor | None) -> Tensor:
     """Score each sequence: summed masked-LM loss, targets, hits; next-sentence loss, 1, hit (0, 0, 0 without pairs)."""
     logits_BPV = outputs["logits"] if "logits" in outputs else outputs["prediction_logits"]
-    loss_BP = F.cross_entropy(
-        logits_BPV.float().transpose(1, 2), labels_BP, ignore_index=IGNORED, reduction="none"
-    )
+    loss_BP = F.cross_entropy(logits_BPV.float().transpose(1, 2), labels_BP, ignore_index=IGNORED, reduction="none")
     correct_BP = (logits_BPV.argmax(dim=-1) == labels_BP) & (labels_BP != IGNORED)
     columns = [loss_BP.sum(dim=1), (labels_BP != IGNORED).sum(dim=1).float(), correct_BP.sum(dim=1).float()]
     if follows_B is None:

@@ -55,6 +55,8 @@ def relu_attention(
         raise ValueError("the deferred backend never forms the weights; use backend='auto' or 'reference' to get them")
     half_range = backend == "auto" and query_BHSK.dtype == torch.float16
     if need_weights or half_range or backend == "reference":
-        output_BHSK, weights_BHST = reference_relu_attention(query_BHSK, key_BHTK, value_BHTK, mask, dropout_p=dropout_p)
+        output_BHSK, weights_BHST = reference_relu_attention(
+            query_BHSK, key_BHTK, value_BHTK, mask, dropout_p=dropout_p
+        )
         return output_BHSK, weights_BHST if need_weights else None
     return deferred_relu_attention(query_BHSK, key_BHTK, value_BHTK, mask, dropout_p=dropout_p), None

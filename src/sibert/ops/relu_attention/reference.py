@@ -28,7 +28,9 @@ def broadcast_mask(mask: Tensor) -> Tensor:
     if mask.dim() == 2:
         return mask[:, None, None, :]
     if mask.dim() != 4:
-        raise ValueError(f"the attention mask must be [B, T] or broadcast to [B, H, S, T], got shape {tuple(mask.shape)}")
+        raise ValueError(
+            f"the attention mask must be [B, T] or broadcast to [B, H, S, T], got shape {tuple(mask.shape)}"
+        )
     return mask
 
 

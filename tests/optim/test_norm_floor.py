@@ -1,0 +1,65 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sibert.optim import ClippedSGD, clipped_sgd
+from sibert.optim.norm_floor import NormFloor
+from tests.optim.toys import invariant_loss, quadratic_loss, start
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    decay=st.floats(0.5, 1.0),
+    length=st.floats(0.0, 0.3),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+def test_the_floor_is_never_above_the_norm(seed, decay, length, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(100, generator=generator).to(dtype)
+    floor = NormFloor([x])
+    floor.measured(x.double().norm().item())
+    for _ in range(20):
+        # Straight inwards as often as not: the worst case of the triangle inequality.
+        step = torch.randn(100, generator=generator).double() if seed % 2 else x.double().clone()
+        step *= length / step.norm() if step.norm() > 0 else 0.0
+        x.copy_((decay * x.double() - step).to(dtype))
+        floor.follow_step(decay, step.norm().item())
+        assert 0 <= floor.value <= x.double().norm().item()
+
+
+@pytest.mark.parametrize("change", [lambda x: x.mul_(0.1), lambda x: setattr(x, "data", torch.ones(3))])
+def test_a_change_from_outside_voids_it(change):
+    x = torch.ones(3)
+    floor = NormFloor([x])
+    floor.measured(1.7)
+    assert floor.value > 1.6
+    change(x)
+    assert floor.value == 0
+
+
+@pytest.mark.parametrize("loss", [invariant_loss, quadratic_loss])
+def test_it_saves_most_measurements_and_changes_no_bit(loss, monkeypatch):
+    measured = []
+    original = clipped_sgd.squared_norm
+
+    def counted(tensors, *args, **kwargs):
+        measured.append(any(isinstance(tensor, torch.nn.Parameter) for tensor in tensors))
+        return original(tensors, *args, **kwargs)
+
+    monkeypatch.setattr(clipped_sgd, "squared_norm", counted)
+    results, counts = [], []
+    for scale_invariant in (True, False):
+        x = torch.nn.Parameter(start(dtype=torch.float32))
+        optimizer = ClippedSGD([{"params": [x], "scale_invariant": scale_invariant}], intrinsic_lr=1e-4)
+        measured.clear()
+        for step in range(200):
+            optimizer.zero_grad()
+            ((100.0 if step % 50 == 20 else 1.0) * loss(x, step)).backward()
+            optimizer.step()
+        results.append(x.detach())
+        counts.append(sum(measured))
+    assert torch.equal(*results)
+    assert counts[0] < (40 if loss is invariant_loss else 200)
+    assert counts[1] == 200

@@ -1,0 +1,109 @@
+"""Two processes that share every parameter step as one process does: norms and decisions are global."""
+
+import dataclasses
+import math
+import os
+import socket
+import tempfile
+
+import pytest
+import torch
+from torch import nn
+
+from sibert.optim import ClippedSGD, Hybrid, Lamb
+from sibert.optim.shards import is_sharded, local_shard
+
+STEPS = 6
+IMPLEMENTATIONS = ("reference", "foreach", "fused")
+
+
+def model():
+    torch.manual_seed(0)
+    # Sizes that two processes cannot share evenly; the bias of the last layer lies in one process only.
+    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+
+
+def optimizer_of(network, implementation):
+    return Hybrid(
+        [
+            ClippedSGD(
+                [{"params": list(network[:4].parameters()), "name": "body"}],
+                intrinsic_lr=0.05,
+                implementation=implementation,
+            ),
+            Lamb([{"params": list(network[4].parameters()), "name": "head"}], lr=0.01),
+        ]
+    )
+
+
+def train(network, optimizer, spoil):
+    """The fourth step is clipped; in the fifth one entry of one gradient is not finite."""
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        (network(x).square().mean() * (1e6 if step == 3 else 1.0)).backward()
+        if step == 4:
+            spoil(network[0].weight.grad)
+        optimizer.step()
+    return optimizer.statistics()[0]
+
+
+def spoil_last_entry(gradient):
+    """In the shard of the last process only."""
+    local = local_shard(gradient)
+    if not is_sharded(gradient) or gradient.device_mesh.get_rank() == 1:
+        local[-1, -1] = math.inf
+
+
+def one_process(implementation):
+    network = model()
+    record = train(network, optimizer_of(network, implementation), spoil_last_entry)
+    return [p.detach() for p in network.parameters()], record
+
+
+def shard(rank, port, folder):
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    results = {}
+    for implementation in IMPLEMENTATIONS:
+        network = model()
+        fully_shard(network, mesh=mesh)
+        assert all(is_sharded(p) for p in network.parameters())
+        optimizer = optimizer_of(network, implementation)
+        record = train(network, optimizer, spoil_last_entry)
+        results[implementation] = [p.full_tensor().detach() for p in network.parameters()], dataclasses.asdict(record)
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_step_as_one():
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(shard, (free_port(), folder), nprocs=2)
+        results = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
+    for implementation in IMPLEMENTATIONS:
+        expected, expected_record = one_process(implementation)
+        assert (expected_record.skipped_steps, expected_record.clipped_fraction) == (1, pytest.approx(1 / (STEPS - 1)))
+        for parameters, record in (result[implementation] for result in results):
+            assert record.pop("name") == "body"
+            numbers = {key: value for key, value in dataclasses.asdict(expected_record).items() if key != "name"}
+            assert record == pytest.approx(numbers, rel=1e-10)
+            for p, q in zip(parameters, expected, strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_plain_tensors_are_their_own_shard():
+    x = torch.ones(2)
+    assert not is_sharded(x)
+    assert local_shard(x) is x

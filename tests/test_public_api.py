@@ -1,0 +1,101 @@
+"""What is public is listed, is the object it says, and optimizers and tensor functions need torch alone."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sibert
+
+PUBLIC = {
+    "sibert": {
+        "ClippedSGD", "Hybrid", "Lamb", "SibertConfig", "SibertForMaskedLM", "SibertForMultipleChoice",
+        "SibertForPreTraining", "SibertForQuestionAnswering", "SibertForSequenceClassification",
+        "SibertForTokenClassification", "SibertModel", "build_optimizer", "param_groups",
+    },
+    "sibert.cli": {"main"},
+    "sibert.data": {
+        "Corpus", "CorpusReport", "EpochSampler", "MaskedDataset", "PreparedCorpus", "StreamingMaskedDataset",
+        "collate", "find_sources", "load_corpus", "load_tokenizer", "prepare_corpus", "train_tokenizer",
+        "unigram_entropy",
+    },
+    "sibert.models": {
+        "BertTwinForMaskedLM", "BertTwinForPreTraining", "SIZES", "SibertConfig", "SibertForMaskedLM",
+        "SibertForMultipleChoice", "SibertForPreTraining", "SibertForPreTrainingOutput", "SibertForQuestionAnswering",
+        "SibertForSequenceClassification", "SibertForTokenClassification", "SibertModel", "SibertPreTrainedModel",
+        "size_of",
+    },
+    "sibert.ops": {"affine_layer_norm", "layer_norm", "relu_attention"},
+    "sibert.optim": {
+        "ClippedSGD", "GroupStatistics", "Hybrid", "Lamb", "SCHEDULES", "ScaleInvariantModel", "Schedule",
+        "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",
+    },
+    "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
+    "sibert.training": {
+        "LossWindow", "MetricsFile", "PretrainRecipe", "PretrainTrainer", "ProgressCallback", "RunDirectory",
+        "SignalCallback", "build_model", "build_training_optimizer", "environment", "fill_masks", "latest_checkpoint",
+        "next_run_directory", "optimizer_state_bytes", "peak_memory_bytes", "run_pretraining",
+    },
+}  # fmt: skip
+
+SOURCE = Path(sibert.__file__).parent
+
+FORBIDDEN = ("transformers", "datasets", "accelerate", "tokenizers")
+
+# The parent package registers the models with transformers; a stand-in shows what a part imports by itself.
+LOAD_ALONE = """
+import importlib, pkgutil, sys, types
+sys.modules["sibert"] = parent = types.ModuleType("sibert")
+parent.__path__ = [sys.argv[1]]
+part = importlib.import_module(sys.argv[2])
+for module in pkgutil.walk_packages(part.__path__, part.__name__ + "."):
+    importlib.import_module(module.name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def packages_loaded_by(part: str) -> set[str]:
+    """Names of the top-level packages in a new process that has imported all modules of a part and nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_ALONE, str(SOURCE), part], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_public_names_are_these(name):
+    listed = importlib.import_module(name).__all__
+    assert set(listed) == PUBLIC[name]
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_exists(name):
+    module = importlib.import_module(name)
+    assert [one for one in module.__all__ if not hasattr(module, one)] == []
+
+
+def test_every_subpackage_is_pinned():
+    folders = {f"sibert.{path.parent.name}" for path in SOURCE.glob("*/__init__.py")}
+    assert folders | {"sibert"} == set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC["sibert"]))
+def test_a_top_level_name_is_the_object_of_its_subpackage(name):
+    owners = [importlib.import_module(part) for part in ("sibert.models", "sibert.optim") if name in PUBLIC[part]]
+    assert len(owners) == 1
+    assert getattr(sibert, name) is getattr(owners[0], name)
+
+
+@pytest.mark.parametrize("part", ["sibert.optim", "sibert.ops"])
+def test_optimizers_and_tensor_functions_import_torch_alone(part):
+    loaded = packages_loaded_by(part)
+    assert "torch" in loaded
+    assert loaded.isdisjoint(FORBIDDEN)
+
+
+def test_the_models_do_import_transformers():
+    assert "transformers" in packages_loaded_by("sibert.models")
