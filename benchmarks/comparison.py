@@ -1,6 +1,6 @@
 """Same budget, data, masks, schedule: SIBERT + ClippedSGD beside BERT + AdamW and BERT + plain SGD.
 
-    python benchmarks/comparison.py [--steps 2000]
+    python benchmarks/comparison.py [--steps 1500]
 
 SIBERT's settings are the defaults of `sibert pretrain`. Each baseline gets the best of its learning rates by the
 validation loss of seed 0, then two more seeds at that rate. The optimum must lie inside the grid, or the script says
@@ -37,7 +37,7 @@ def shared(steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--folder", type=Path, default=Path("runs/comparison"))
     options = parser.parse_args()
     base = shared(options.steps)

@@ -37,7 +37,7 @@ def run_one(options: Mapping[str, Any], out: Path) -> None:
         words = [sys.executable, "-m", "sibert", "pretrain", "--resume", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with out.with_suffix(".log").open("w") as log:
+    with (out.parent / f"{out.name}.log").open("w") as log:
         done = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **threads}, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with status {done.returncode}; see {log.name}")

@@ -29,9 +29,24 @@ def test_the_floor_is_never_above_the_norm(seed, decay, length, dtype):
         assert 0 <= floor.value <= x.double().norm().item()
 
 
-@pytest.mark.parametrize("change", [lambda x: x.mul_(0.1), lambda x: setattr(x, "data", torch.ones(3))])
+def fused_step(x):
+    x.grad = torch.ones_like(x)
+    torch.optim.AdamW([x], fused=True).step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.mul_(0.1),
+        lambda x: x[0].mul_(0.1),
+        lambda x: x.data.mul_(0.1),
+        lambda x: setattr(x, "data", torch.ones(3)),
+        fused_step,
+    ],
+    ids=["in place", "a part", "through data", "other data", "fused optimizer"],
+)
 def test_a_change_from_outside_voids_it(change):
-    x = torch.ones(3)
+    x = torch.nn.Parameter(torch.ones(3)).requires_grad_(False)
     floor = NormFloor([x])
     floor.measured(1.7)
     assert floor.value > 1.6

@@ -27,7 +27,7 @@ def optimizer_of(network, implementation):
     return Hybrid(
         [
             ClippedSGD(
-                [{"params": list(network[:4].parameters()), "name": "body"}],
+                [{"params": list(network[:4].parameters()), "name": "body", "scale_invariant": False}],
                 intrinsic_lr=0.05,
                 implementation=implementation,
             ),

@@ -30,7 +30,8 @@ def examples(model_class, count=16, length=12):
         if model_class is SibertForMultipleChoice:
             other = ids.clone()
             other[0] = 61 - kind
-            example = {"input_ids": torch.stack([ids, other]), "attention_mask": torch.ones(2, length, dtype=torch.long)}
+            mask = torch.ones(2, length, dtype=torch.long)
+            example = {"input_ids": torch.stack([ids, other]), "attention_mask": mask}
         labels = {
             SibertForMaskedLM: {"labels": torch.full_like(ids, 7 + kind)},
             SibertForPreTraining: {

@@ -1,6 +1,7 @@
 """Text in, masked batches out: corpora, tokenizers, packing, masking and sampling."""
 
 from sibert.data.corpora import Corpus, CorpusReport, load_corpus
+from sibert.data.frequencies import log_frequencies
 from sibert.data.masking import MaskedDataset, unigram_entropy
 from sibert.data.preparation import PreparedCorpus, prepare_corpus
 from sibert.data.sampling import EpochSampler, collate
@@ -24,5 +25,6 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "MaskedDataset",
     "StreamingMaskedDataset",
     "collate",
+    "log_frequencies",
     "unigram_entropy",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import torch
 
 from sibert.data.cache import (
     build_once,
@@ -20,6 +21,7 @@ from sibert.data.cache import (
     write_json,
 )
 from sibert.data.corpora import Corpus, CorpusReport, DocumentRule, check_fraction, choose_rule, load_corpus
+from sibert.data.frequencies import log_frequencies
 from sibert.data.masking import MaskedDataset
 from sibert.data.packing import (
     Layout,
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 _TOKENIZER_CHARACTERS = 100_000_000
 _STREAM_TOKENIZER_CHARACTERS = 20_000_000
 _STREAM_VALIDATION_BLOCKS = 512
+_STREAM_FREQUENCY_BLOCKS = 2048
 _PAIRS_NEED_A_CORPUS = (
     "Next-sentence pairs cannot be streamed: a random second segment is drawn from the whole corpus; "
     "leave out streaming, or train without next-sentence prediction."
@@ -93,6 +96,17 @@ class PreparedCorpus:
             A map-style data set that takes plain indices.
         """
         return MaskedDataset(self.validation, self.tokenizer, mask_rate, whole_word, seed, fixed=True)
+
+    def log_frequencies(self) -> torch.Tensor:
+        """Log frequencies of the tokens of the training split (of a stream: of its beginning).
+
+        Returns:
+            See `sibert.data.frequencies.log_frequencies`.
+        """
+        if isinstance(self.train, DocumentStream):
+            return log_frequencies([first_blocks(self.train, self.tokenizer, _STREAM_FREQUENCY_BLOCKS)], self.tokenizer)
+        rows = self.train.with_format("numpy", columns=["input_ids"])
+        return log_frequencies((batch["input_ids"] for batch in rows.iter(batch_size=4096)), self.tokenizer)
 
 
 def prepare_corpus(

@@ -77,7 +77,9 @@ class SibertEmbeddings(nn.Module):
         # No padding_idx: padding is masked out of the attention, and a row pinned to 0 would be a special case.
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.token_type_embeddings = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        )
         self.norm = SibertAffineNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.lift = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -92,11 +94,11 @@ class SibertEmbeddings(nn.Module):
         embedded_BTD = self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
         if position_ids_BT is None:
             position_ids_BT = torch.arange(embedded_BTD.shape[1], device=embedded_BTD.device)[None]
-        if token_type_ids_BT is None:
-            token_type_ids_BT = torch.zeros_like(position_ids_BT)
-        embedded_BTD = (
-            embedded_BTD + self.position_embeddings(position_ids_BT) + self.token_type_embeddings(token_type_ids_BT)
-        )
+        embedded_BTD = embedded_BTD + self.position_embeddings(position_ids_BT)
+        if self.token_type_embeddings is not None:
+            if token_type_ids_BT is None:
+                token_type_ids_BT = torch.zeros_like(position_ids_BT)
+            embedded_BTD = embedded_BTD + self.token_type_embeddings(token_type_ids_BT)
         stream_BTD: Tensor = self.lift(self.dropout(self.norm(embedded_BTD)))
         return stream_BTD
 
@@ -253,7 +255,7 @@ class SibertModel(SibertPreTrainedModel):
             input_ids: Token ids [B, T].
             attention_mask: 1 or True = attend, 0 or False = padding: [B, T], [B, S, T] or [B, 1, S, T]; a floating
                 four-dimensional mask is read as additive (0 = attend, anything negative = not).
-            token_type_ids: Segment ids [B, T]; default 0.
+            token_type_ids: Segment ids [B, T]; default 0. A model without segment embeddings ignores them.
             position_ids: Positions [B, T]; default 0, 1, 2, ...
             inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`. They count as degree 1 when the scale of
                 the encoder is changed.

@@ -17,7 +17,7 @@ from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, ho
 from sibert.optim.joint_step import Measurement
 from sibert.optim.norm_floor import NormFloor
 from sibert.optim.norms import home_of, squared_norm
-from sibert.optim.shards import is_sharded, local_shard, placed_gradient
+from sibert.optim.shards import any_sharded, local_shard, placed_gradient
 from sibert.optim.statistics import GroupStatistics, clear_window, empty_record, group_statistics, record_step
 from sibert.optim.updates import Implementation, descend
 
@@ -200,41 +200,37 @@ class ClippedSGD(Optimizer):
     @torch.no_grad()
     def _measure(self) -> Measurement:
         """Take the norm of each group's gradient: squares of finite numbers sum to a finite float64."""
-        grad_norms: list[Tensor | None] = []
+        measured = []
         for group in self.param_groups:
-            gradients = [placed_gradient(p, _dense(p)) for p in group["params"] if p.grad is not None]
-            home = home_of(group["params"])
-            wide = group["implementation"] == "reference"
-            grad_norms.append(squared_norm(gradients, home, wide=wide).sqrt() if gradients else None)
-        present = [norm for norm in grad_norms if norm is not None]
-        if not present:
+            gradients = [_dense_gradient(p) for p in group["params"]]
+            present = [gradient for gradient in gradients if gradient is not None]
+            measured.append((gradients, _norm(present, group) if present else None))
+        norms = [norm for _, norm in measured if norm is not None]
+        if not norms:
             return Measurement(None)
-        finite = torch.stack([norm.to(present[0].device) for norm in present]).isfinite().all()
-        return Measurement(finite, grad_norms)
+        finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
+        return Measurement(finite, measured)
 
     @torch.no_grad()
     def _apply(self, measurement: Measurement, skip: Tensor) -> None:
-        grad_norms: list[Tensor | None] = measurement.details or [None] * len(self.param_groups)
-        for index, (group, grad_norm) in enumerate(zip(self.param_groups, grad_norms, strict=True)):
+        nothing: list[tuple[list[Tensor | None], Tensor | None]] = [([], None)] * len(self.param_groups)
+        for index, (gradients, grad_norm) in enumerate(measurement.details or nothing):
+            group = self.param_groups[index]
             home = home_of(group["params"])
             _rehome(group, home)
             skip_here = skip.to(home, non_blocking=True)
             group["statistics"]["skipped_steps"] += skip_here
             held_by_host = synchronisation.host_may_read(home) and bool(skip_here.item())
             if grad_norm is not None and group["lr"] != 0 and not held_by_host:
-                self._step_group(index, group, grad_norm, skip_here)
+                self._step_group(index, gradients, grad_norm, skip_here)
 
-    def _step_group(self, index: int, group: dict[str, Any], grad_norm: Tensor, skip: Tensor) -> None:
-        lr, clip = float(group["lr"]), group["clip"]
-        gamma = host_gamma(group)
+    def _step_group(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor, skip: Tensor) -> None:
+        group = self.param_groups[index]
+        lr, clip, gamma = float(group["lr"]), group["clip"], host_gamma(group)
         parameters, record = group["params"], group["statistics"]
         floor = self._floor(index, group)
         unclipped = floor is not None and _certainly_unclipped(group, floor, grad_norm, gamma)
-        param_norm = (
-            None
-            if unclipped
-            else squared_norm(parameters, grad_norm.device, wide=group["implementation"] == "reference").sqrt()
-        )
+        param_norm = None if unclipped else _norm(parameters, group)
         if floor is not None and param_norm is not None:
             floor.measured(param_norm.item())
         if group["intrinsic_lr"] is None:
@@ -251,7 +247,7 @@ class ClippedSGD(Optimizer):
             clip_factor = torch.where(eta * grad_norm > bound, bound / (eta * grad_norm), clip_factor)
         descend(
             [local_shard(p) for p in parameters],
-            [None if p.grad is None else local_shard(placed_gradient(p, p.grad)) for p in parameters],
+            [None if gradient is None else local_shard(gradient) for gradient in gradients],
             gamma=gamma,
             step_size=eta * clip_factor,
             hold=hold,
@@ -273,9 +269,12 @@ class ClippedSGD(Optimizer):
 
     def _floor(self, index: int, group: dict[str, Any]) -> NormFloor | None:
         """Give the group's lower bound, where it saves something and may be kept: whole tensors on the CPU."""
-        lazy = group["implementation"] in (None, "fused") and group["scale_invariant"]
-        for p in group["params"]:
-            lazy = lazy and synchronisation.host_may_read(p.device) and not is_sharded(p)
+        lazy = (
+            group["implementation"] in (None, "fused")
+            and group["scale_invariant"]
+            and all(synchronisation.host_may_read(device) for device in {p.device for p in group["params"]})
+            and not any_sharded(group["params"])
+        )
         if not lazy:
             return None
         if index not in self._floors or self._floors[index].tensors is not group["params"]:
@@ -331,15 +330,20 @@ def _norm_to_record(record: dict[str, Tensor], measured: Tensor | None, clip_fac
     return measured if scheduled or wrong or clip_factor.item() < 1 else carried
 
 
-def _dense(parameter: Tensor) -> Tensor:
+def _norm(tensors: list[Tensor], group: dict[str, Any]) -> Tensor:
+    return squared_norm(tensors, home_of(group["params"]), wide=group["implementation"] == "reference").sqrt()
+
+
+def _dense_gradient(parameter: Tensor) -> Tensor | None:
     gradient = parameter.grad
-    assert gradient is not None
+    if gradient is None:
+        return None
     if gradient.layout != torch.strided:
         raise TypeError(
             f"ClippedSGD takes dense gradients only, got layout {gradient.layout} for a parameter of shape "
             f"{tuple(parameter.shape)}: the whole group decays and is clipped as one vector; use sparse=False"
         )
-    return gradient
+    return placed_gradient(parameter, gradient)
 
 
 def _rehome(group: dict[str, Any], home: torch.device) -> None:

@@ -21,6 +21,10 @@ MEASURING_ERROR = 1e-5
 """Relative error that a measured norm may have; the float32 rows of `norms` are good to about 1e-7."""
 
 
+PROBES = 8
+"""Tensors of which one entry is watched."""
+
+
 class NormFloor:
     """A number that is certainly not above the norm of some tensors, for as long as only `follow_step` changes them.
 
@@ -31,7 +35,8 @@ class NormFloor:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
         self._floor = 0.0
-        self._identity: list[tuple[int, int]] | None = None
+        self._identity: list[tuple[int, int] | float] | None = None
+        self._probed = sorted(tensors, key=torch.numel, reverse=True)[:PROBES]
         # Rounding to the stored dtype moves each entry by at most eps/2 of itself, twice where the step rounds twice.
         self._rounding = max(torch.finfo(tensor.dtype).eps for tensor in tensors)
 
@@ -60,6 +65,11 @@ class NormFloor:
         self._floor = max(0.0, stepped * (1.0 - 2.0 * self._rounding))
         self._identity = self._observe()
 
-    def _observe(self) -> list[tuple[int, int]]:
-        """Note the memory and the version counter of each tensor: every in-place operation raises the latter."""
-        return [(tensor.data_ptr(), tensor._version) for tensor in self.tensors]
+    def _observe(self) -> list[tuple[int, int] | float]:
+        """Note the memory and the version counter of each tensor, and an entry of the largest.
+
+        In-place operations raise the counter, except fused optimizers and those through `.data`. Both touch all entries
+        of a tensor as a rule, so one entry gives them away.
+        """
+        identities: list[tuple[int, int] | float] = [(t.data_ptr(), t._version) for t in self.tensors]
+        return identities + [t[tuple(length // 2 for length in t.shape)].item() for t in self._probed if t.numel()]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["is_sharded", "local_shard", "placed_gradient", "sum_over_shards"]
+__all__ = ["any_sharded", "is_sharded", "local_shard", "placed_gradient", "sum_over_shards"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -20,9 +20,19 @@ def is_sharded(tensor: Tensor) -> bool:
     Returns:
         True for a `torch.distributed.tensor.DTensor`.
     """
-    # Nobody can hold a DTensor before its module is imported; importing it here would cost a second for nothing.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return _sharding_exists() and isinstance(tensor, sys.modules["torch.distributed.tensor"].DTensor)
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Say whether one of many tensors is a DTensor, at once if there cannot be one.
+
+    Args:
+        tensors: Any tensors.
+
+    Returns:
+        True if `is_sharded` is for any of them.
+    """
+    return _sharding_exists() and any(is_sharded(tensor) for tensor in tensors)
 
 
 def local_shard(tensor: Tensor) -> Tensor:
@@ -74,6 +84,9 @@ def sum_over_shards(
     Returns:
         A 0-dim plain tensor, the same in every process: one collective for each kind of placement.
     """
+    tensors = list(tensors)
+    if not _sharding_exists():
+        return local_sum(tensors).to(home, non_blocking=True)
     plain: list[Tensor] = []
     sharded: dict[Any, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
@@ -86,6 +99,11 @@ def sum_over_shards(
     for (mesh, placements), locals_ in sharded.items():
         sums.append(_reduce(local_sum(locals_), mesh, placements).to(home, non_blocking=True))
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
+def _sharding_exists() -> bool:
+    """Nobody can hold a DTensor before its module is imported; importing it here would cost a second for nothing."""
+    return "torch.distributed.tensor" in sys.modules
 
 
 def _reduce(local: Tensor, mesh: Any, placements: tuple[Any, ...]) -> Tensor:

@@ -144,7 +144,8 @@ def _fused_on_host(parameters: list[Tensor], gradients: list[Tensor], gamma: flo
     if not in_range:
         _foreach_on_host(parameters, gradients, gamma, step_size)
         return
-    _fused_sgd(parameters, gradients, weight_decay=weight_decay, lr=step_size)
+    # Backwards: the gradients whose norm was taken last are still in the cache.
+    _fused_sgd(parameters[::-1], gradients[::-1], weight_decay=weight_decay, lr=step_size)
 
 
 def _fused_on_device(

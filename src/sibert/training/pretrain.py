@@ -42,13 +42,16 @@ HEAD_WARMUP_SHARE = 0.01
 """The paper warms up LAMB on the head during the first hundredth of the run; the encoder never."""
 
 
-def build_model(recipe: PretrainRecipe, vocab_size: int, pad_token_id: int) -> PreTrainedModel:
+def build_model(
+    recipe: PretrainRecipe, vocab_size: int, pad_token_id: int, log_frequencies: torch.Tensor | None = None
+) -> PreTrainedModel:
     """Make and initialise the model of a recipe.
 
     Args:
         recipe: The recipe; its seed determines the initialisation.
         vocab_size: Number of tokens of the tokenizer.
         pad_token_id: Its padding token.
+        log_frequencies: Initial bias [V] of the decoder, for SIBERT and twin alike; None = 0.
 
     Returns:
         SIBERT or its BERT twin, with the encoder's parameters multiplied by `initial_scale`.
@@ -65,11 +68,15 @@ def build_model(recipe: PretrainRecipe, vocab_size: int, pad_token_id: int) -> P
     }
     model: PreTrainedModel
     if recipe.model == "sibert":
-        config = SibertConfig(**fields)
+        # Without pairs all tokens are of one type, whose embedding would only be in the way (see `SibertConfig`).
+        config = SibertConfig(**fields, type_vocab_size=2 if recipe.next_sentence else 0)
         model = SibertForPreTraining(config) if recipe.next_sentence else SibertForMaskedLM(config)
     else:
         twin_config = BertConfig(**fields)
         model = BertTwinForPreTraining(twin_config) if recipe.next_sentence else BertTwinForMaskedLM(twin_config)
+    if log_frequencies is not None:
+        with torch.no_grad():
+            model.get_output_embeddings().bias.copy_(log_frequencies)
     if recipe.initial_scale != 1.0:
         with torch.no_grad():
             for parameter in model.base_model.parameters():
@@ -287,7 +294,7 @@ def _build_trainer(
             f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than one batch of "
             f"{batch}; give more text, or a smaller --batch-size or --seq-length"
         )
-    model = build_model(recipe, len(tokenizer), tokenizer.pad_token_id)
+    model = build_model(recipe, len(tokenizer), tokenizer.pad_token_id, corpus.log_frequencies())
     optimizer, lr_schedule = build_training_optimizer(recipe, model)
     trainer = PretrainTrainer(
         model=model,
