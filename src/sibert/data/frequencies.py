@@ -12,9 +12,8 @@ __all__ = ["log_frequencies"]
 def log_frequencies(blocks: Iterable[np.ndarray], tokenizer: Any) -> torch.Tensor:
     """Logarithm of the relative frequency of each token that can be a target, less the mean over all tokens.
 
-    As the initial bias of a decoder it makes the first prediction of a model the frequency of the tokens. The first
-    gradient is then that of learning from context, and not the larger and quite different one of learning which tokens are
-    frequent. ClippedSGD calibrates eta from that gradient.
+    As the initial bias of a decoder it makes the first prediction of a model the frequency of the tokens: neither the
+    first steps nor the gradient from which ClippedSGD calibrates eta go into learning which tokens are frequent.
 
     Args:
         blocks: Arrays of token ids, any shapes.

@@ -56,9 +56,9 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
         hidden_dropout_prob: Dropout of the embeddings and of each branch of a layer.
         attention_probs_dropout_prob: Dropout of the normalised attention weights.
         max_position_embeddings: Longest sequence.
-        type_vocab_size: Number of segment types; 0 = no segment embeddings. Where all tokens have one type its embedding
-            is a vector that all positions share. With the gradient of all of them it outgrows the others in the first
-            steps of SGD, and hides what distinguishes the tokens.
+        type_vocab_size: Number of segment types; 0 = no segment embeddings. Where all tokens are of one type, its
+            embedding is a vector that all positions share. With the gradient of all of them it outgrows the others in
+            the first steps of SGD, and hides what distinguishes the tokens (LOGBOOK, 2026-11-22).
         initializer_range: Standard deviation of the truncated normal initialisation of all matrices.
         pad_token_id: Padding token.
         classifier_dropout: Dropout before a task head; None = `hidden_dropout_prob`.
