@@ -114,9 +114,8 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses, speed, memory and the state of each group to what `Trainer` logs."""
-        if "loss" in logs and "grad_norm" not in logs:
-            logs.pop("learning_rate", None)
         if "loss" in logs:
+            logs.pop("learning_rate", None)  # the first group's; every group has its own below
             record = self._training_record()
             logs.update(_flatten(record))
             self._append("train", record)
