@@ -15,7 +15,7 @@ from pretraining_runs import mean_and_range, run_all, summary, write_results
 
 GRIDS = {
     "adamw": [5e-4, 1e-3, 2e-3, 4e-3],
-    "sgd": [0.1, 0.3, 1.0, 3.0],
+    "sgd": [0.03, 0.1, 0.3, 1.0, 3.0],
 }
 SEEDS = [0, 1, 2]
 

@@ -5,6 +5,7 @@ table share the machine in the same way. A run that is finished is not run again
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -70,6 +71,15 @@ def summary(folder: Path) -> dict[str, Any]:
     return record
 
 
+def without_nan(value: Any) -> Any:
+    """Write what diverged as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_results(name: str, question: str, results: Any) -> Path:
     """Store results as data, with command, device and versions."""
     RESULTS.mkdir(exist_ok=True)
@@ -81,7 +91,7 @@ def write_results(name: str, question: str, results: Any) -> Path:
         "results": results,
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.write_text(json.dumps(without_nan(record), indent=1) + "\n")
     temporary.replace(path)
     print(f"wrote {path}")
     return path

@@ -22,7 +22,7 @@ from sibert.optim.shards import sum_over_shards
 __all__ = ["home_of", "squared_norm"]
 
 ROW = 4096
-"""Entries that are summed in float32 before float64 takes over; BERT base has so few rows that torch sums them in one thread."""
+"""Entries that are summed in float32 before float64 takes over: few enough rows for torch to add them in one thread."""
 
 SHORT = 2 * ROW
 """Tensors with fewer entries, biases say, are one row: a call for each of BERT's hundred would take milliseconds."""
