@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 # `make demo DEMO_RUN=elsewhere` keeps the run of an earlier demo.
 DEMO_RUN ?= demo-run
-DEMO_OPTIONS ?= --size tiny --vocab-size 1024 --seq-length 64 --validation-fraction 0.1 --steps 2500 --eval-every 500
+DEMO_OPTIONS ?= --size tiny --vocab-size 1024 --seq-length 64 --validation-fraction 0.1 --steps 3500 --eval-every 500
 DEMO_TEXT ?= returns the [MASK] of the list
 # Two workers, a file each: fixtures that train a model are shared by the tests of their file.
 PYTEST_OPTIONS ?= -n 2 --dist loadfile

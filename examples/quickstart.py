@@ -12,7 +12,8 @@ from sibert.optim import build_optimizer, default_intrinsic_lr
 torch.manual_seed(0)
 steps = 20 if "--smoke" in sys.argv else 1000
 text = torch.tensor(list(Path(argparse.__file__).read_bytes()))  # a token is a byte, 256 is [MASK]
-model = SibertForMaskedLM(SibertConfig(vocab_size=257, max_position_embeddings=64, type_vocab_size=0, **size_of("tiny")))
+config = SibertConfig(vocab_size=257, max_position_embeddings=64, type_vocab_size=0, **size_of("tiny"))
+model = SibertForMaskedLM(config)
 optimizer = build_optimizer(model, intrinsic_lr=default_intrinsic_lr(steps))
 
 for step in range(steps):

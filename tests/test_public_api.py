@@ -18,8 +18,8 @@ PUBLIC = {
     "sibert.cli": {"main"},
     "sibert.data": {
         "Corpus", "CorpusReport", "EpochSampler", "MaskedDataset", "PreparedCorpus", "StreamingMaskedDataset",
-        "collate", "find_sources", "load_corpus", "load_tokenizer", "prepare_corpus", "train_tokenizer",
-        "unigram_entropy",
+        "collate", "find_sources", "load_corpus", "load_tokenizer", "log_frequencies", "prepare_corpus",
+        "train_tokenizer", "unigram_entropy",
     },
     "sibert.models": {
         "BertTwinForMaskedLM", "BertTwinForPreTraining", "SIZES", "SibertConfig", "SibertForMaskedLM",

@@ -105,12 +105,3 @@ def test_wrong_options_are_one_clear_sentence(corpus_file, cache_dir, options, m
     with pytest.raises(ValueError, match=message) as caught:
         prepare_corpus([str(corpus_file)], cache_dir=cache_dir, **(OPTIONS | options))
     assert "\n" not in str(caught.value)
-
-
-def test_the_public_names_are_these():
-    assert set(sibert.data.__all__) == {
-        *("Corpus", "CorpusReport", "PreparedCorpus", "find_sources", "load_corpus", "prepare_corpus"),
-        *("load_tokenizer", "train_tokenizer"),
-        *("EpochSampler", "MaskedDataset", "StreamingMaskedDataset", "collate", "unigram_entropy"),
-    }
-    assert all(hasattr(sibert.data, name) for name in sibert.data.__all__)
