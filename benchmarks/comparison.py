@@ -17,7 +17,7 @@ GRIDS = {
     "adamw": [5e-4, 1e-3, 2e-3, 4e-3],
     "sgd": [0.03, 0.1, 0.3, 1.0, 3.0],
 }
-INTRINSIC = [5e-4, 1e-3, 2e-3, 1e-2]
+INTRINSIC = [5e-4, 1e-3, 5e-3, 1e-2]
 SEEDS = [0, 1, 2]
 
 

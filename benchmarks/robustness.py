@@ -1,6 +1,6 @@
 """How much do initial scale, weight decay and clipping matter at fixed (eta, lambda)? The paper's figures, in small.
 
-    python benchmarks/robustness.py [--steps 600]
+    python benchmarks/robustness.py [--steps 1500]
 
 The encoder's initial parameters are multiplied by 0.01 ... 100, with learning rate and weight decay held fixed: with
 weight decay and clipping, with weight decay alone, with neither; and BERT trained by plain SGD, its whole trunk
@@ -108,8 +108,8 @@ def draw(results: dict[str, Any], name: str, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--sgd-lr", type=float, default=0.3, help="of BERT: the best of benchmarks/comparison.py")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--sgd-lr", type=float, default=0.1, help="of BERT: the best of benchmarks/comparison.py")
     parser.add_argument("--folder", type=Path, default=Path("runs/robustness"))
     options = parser.parse_args()
     base = shared(options.steps)
