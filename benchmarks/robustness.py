@@ -96,16 +96,16 @@ def draw(results: dict[str, Any], name: str, title: str) -> None:
     """One figure for each variant: losses and norms by step, one curve a scale."""
     runs = {scale: results[f"{name}-x{scale:g}"] for scale in SCALES[name]}
     has_norm = "encoder_norm" in runs[1.0]
-    figure, axes = plt.subplots(1, 1 + has_norm, figsize=(5 * (1 + has_norm), 3.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, 1 + has_norm, figsize=(2 + 4.5 * (1 + has_norm), 3.6), squeeze=False, layout="constrained")
     for scale, run in runs.items():
         axes[0][0].plot(*zip(*run["validation"], strict=True), label=f"x {scale:g}", marker=".")
         if has_norm:
             axes[0][1].plot(*zip(*run["encoder_norm"], strict=True), label=f"x {scale:g}")
     axes[0][0].axhline(runs[1.0]["unigram_entropy"], color="grey", linestyle=":", label="unigram entropy")
     axes[0][0].set(xlabel="step", ylabel="validation masked-LM loss (nats)", title=title)
-    axes[0][0].legend(title="initial scale", fontsize="small")
     if has_norm:
         axes[0][1].set(xlabel="step", ylabel="norm of the encoder's parameters", yscale="log", title="parameter norm")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), title="initial scale", loc="outside right upper")
     FIGURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURES / f"robustness_{name}.svg", metadata={"Date": None})
     plt.close(figure)
