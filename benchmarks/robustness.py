@@ -96,7 +96,8 @@ def draw(results: dict[str, Any], name: str, title: str) -> None:
     """One figure for each variant: losses and norms by step, one curve a scale."""
     runs = {scale: results[f"{name}-x{scale:g}"] for scale in SCALES[name]}
     has_norm = "encoder_norm" in runs[1.0]
-    figure, axes = plt.subplots(1, 1 + has_norm, figsize=(2 + 4.5 * (1 + has_norm), 3.6), squeeze=False, layout="constrained")
+    size = (2 + 4.5 * (1 + has_norm), 3.6)
+    figure, axes = plt.subplots(1, 1 + has_norm, figsize=size, squeeze=False, layout="constrained")
     for scale, run in runs.items():
         axes[0][0].plot(*zip(*run["validation"], strict=True), label=f"x {scale:g}", marker=".")
         if has_norm:
