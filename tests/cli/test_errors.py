@@ -151,11 +151,13 @@ def test_data_that_cannot_be_used(name, run, tmp_path):
     data = tmp_path / value if (tmp_path / value).exists() else value
     result = run("pretrain", "--data", data, *SMALL, "--out", tmp_path / "out")
     assert_one_sentence(result, *parts)
+    assert not (tmp_path / "out").exists(), "the corrected command would be refused"
 
 
 def test_too_little_text_for_a_batch(run, text_folder, tmp_path):
     result = run("pretrain", "--data", text_folder, *SMALL, "--batch-size", "5000", "--out", tmp_path / "out")
     assert_one_sentence(result, "fewer than one batch")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", ["no/such/tokenizer/here", "texts"])

@@ -200,8 +200,13 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
     checkpoint = _checkpoint_to_resume(run, console) if resume else None
     if main_process and not resume:
         run.create(recipe)
-    corpus = _prepare(recipe, run, arguments, resume, console)
-    trainer, signals = _build_trainer(recipe, run, corpus, arguments, console)
+    try:
+        corpus = _prepare(recipe, run, arguments, resume, console)
+        trainer, signals = _build_trainer(recipe, run, corpus, arguments, console)
+    except ValueError:
+        if main_process and not resume:
+            run.withdraw()  # so that the corrected command is not refused because of a directory without a run
+        raise
     if main_process:
         _announce(recipe, run, trainer, console, new=not resume)
     if resume:

@@ -12,6 +12,7 @@ Inside the folder that `--out` names:
     config.json, model.safetensors, tokenizer.json, ...   the final model: `from_pretrained("RUN")`
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -87,6 +88,14 @@ class RunDirectory:
             raise ValueError(
                 f"cannot write to {self.path}: {(error.strerror or str(error)).lower()}; choose another --out"
             ) from None
+
+    def withdraw(self) -> None:
+        """Take back what is written before a run begins; a directory with anything else in it stays."""
+        self.recipe.unlink(missing_ok=True)
+        (self.path / "corpus.json").unlink(missing_ok=True)
+        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file.
