@@ -77,6 +77,14 @@ def test_an_epoch_repeats_exactly_and_the_next_one_differs(streamed, workers):
     assert unmasked_rows(one[0]) != unmasked_rows(one[1])  # another order
 
 
+def test_only_set_epoch_writes_the_shared_epoch(streamed, monkeypatch):
+    """Workers that wrote it at the same moment would add to it twice (it is not set, but added to)."""
+    masked = streamed.masked_train(seed=5)
+    masked.set_epoch(1)
+    monkeypatch.setattr(datasets.IterableDataset, "set_epoch", lambda *_: pytest.fail("written while iterating"))
+    assert list(masked)
+
+
 def test_workers_divide_the_documents(streamed):
     def tokens(batches):
         special = set(streamed.tokenizer.all_special_ids)

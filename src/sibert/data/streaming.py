@@ -146,10 +146,12 @@ class StreamingMaskedDataset(torch.utils.data.IterableDataset[dict[str, Any]]):
             epoch: its number, from 0.
         """
         self._epoch.fill_(int(epoch))
+        # Here and not where workers iterate: `datasets` keeps its epoch in shared memory too, and adds to it, so that
+        # two workers at once would add twice.
+        self._rows.set_epoch(int(epoch))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = int(self._epoch)
-        self._rows.set_epoch(epoch)
         pad_id = self.tokenizer.pad_token_id
         for ids_T in self.stream.blocks(self.tokenizer, self._rows):
             key = xxhash.xxh3_64_intdigest(ids_T.tobytes())
