@@ -17,6 +17,7 @@ from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, ho
 from sibert.optim.joint_step import Measurement
 from sibert.optim.norm_floor import NormFloor
 from sibert.optim.norms import home_of, squared_norm
+from sibert.optim.rows import check_rows, rows_are_finite, squared_row_norms, step_rows
 from sibert.optim.shards import any_sharded, local_shard, placed_gradient
 from sibert.optim.statistics import GroupStatistics, clear_window, empty_record, group_statistics, record_step
 from sibert.optim.updates import Implementation, descend
@@ -60,10 +61,15 @@ class ClippedSGD(Optimizer):
     known nothing moves. If x is multiplied by 2^k before the run, every direction stays the same, bit for bit on the
     CPU.
 
-    **Group keys.** "lr", "weight_decay", "clip", "intrinsic_lr" and "implementation" may be set for each group, also
-    "name" (default "group0", ...) and "scale_invariant" (default True; False says that the gradient is not orthogonal
-    to x, and the norm is then measured at every step for the statistics). A group with "intrinsic_lr" is in intrinsic
-    mode and its "lr" is the multiplier; a group with "weight_decay" is in explicit mode.
+    **Rows.** A group with "rows" True is not one vector but R of them: row r consists of the r-th slices of all its
+    parameters along their first dimension, for a loss that is invariant to the scale of each row. Every row has a norm,
+    a clip factor and, in intrinsic mode, an eta of its own: R numbers, in the state of the group's first parameter. A
+    row whose gradient is 0 is left alone and does not decay.
+
+    **Group keys.** "lr", "weight_decay", "clip", "intrinsic_lr", "rows" and "implementation" may be set for each group,
+    also "name" (default "group0", ...) and "scale_invariant" (default True; False says that the gradient is not
+    orthogonal to x, and the norm is then measured at every step for the statistics). A group with "intrinsic_lr" is in
+    intrinsic mode and its "lr" is the multiplier; a group with "weight_decay" is in explicit mode.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -113,6 +119,7 @@ class ClippedSGD(Optimizer):
             "intrinsic_lr": intrinsic_lr,
             "implementation": implementation,
             "scale_invariant": True,
+            "rows": False,
         }
         super().__init__(params, defaults)
 
@@ -150,7 +157,7 @@ class ClippedSGD(Optimizer):
             self.param_groups.pop()
             raise
         home = home_of(group["params"])
-        if group["intrinsic_lr"] is not None:
+        if group["intrinsic_lr"] is not None and not group["rows"]:
             group.setdefault("eta", torch.zeros((), dtype=torch.float64, device=home))
         group.setdefault("statistics", empty_record(home))
 
@@ -183,10 +190,8 @@ class ClippedSGD(Optimizer):
         """
         records = []
         for group in self.param_groups:
-            scalars = dict(group["statistics"])
-            if group["intrinsic_lr"] is not None:
-                scalars["eta"] = group["eta"]
-            values = torch.stack([scalar.to(scalars["steps"].device) for scalar in scalars.values()]).tolist()
+            scalars = group["statistics"]
+            values = torch.stack(list(scalars.values())).tolist()
             records.append(group_statistics(group, dict(zip(scalars, values, strict=True))))
             if reset:
                 clear_window(group["statistics"])
@@ -200,16 +205,25 @@ class ClippedSGD(Optimizer):
     @torch.no_grad()
     def _measure(self) -> Measurement:
         """Take the norm of each group's gradient: squares of finite numbers sum to a finite float64."""
-        measured = []
+        measured: list[tuple[list[Tensor | None], Tensor | None]] = []
+        finite: list[Tensor] = []
         for group in self.param_groups:
             gradients = [_dense_gradient(p) for p in group["params"]]
             present = [gradient for gradient in gradients if gradient is not None]
-            measured.append((gradients, _norm(present, group) if present else None))
-        norms = [norm for _, norm in measured if norm is not None]
-        if not norms:
+            if not present:
+                measured.append((gradients, None))
+            elif group["rows"]:
+                local = [local_shard(gradient) for gradient in present]
+                grad_norm = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
+                finite.append(rows_are_finite(group, grad_norm))
+                measured.append((gradients, grad_norm))
+            else:
+                grad_norm = _norm(present, group)
+                finite.append(grad_norm.isfinite())
+                measured.append((gradients, grad_norm))
+        if not finite:
             return Measurement(None)
-        finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
-        return Measurement(finite, measured)
+        return Measurement(torch.stack([each.to(finite[0].device) for each in finite]).all(), measured)
 
     @torch.no_grad()
     def _apply(self, measurement: Measurement, skip: Tensor) -> None:
@@ -222,7 +236,11 @@ class ClippedSGD(Optimizer):
             group["statistics"]["skipped_steps"] += skip_here
             held_by_host = synchronisation.host_may_read(home) and bool(skip_here.item())
             if grad_norm is not None and group["lr"] != 0 and not held_by_host:
-                self._step_group(index, gradients, grad_norm, skip_here)
+                if group["rows"]:
+                    state = self.state[group["params"][0]]
+                    step_rows(group, state, gradients, grad_norm, host_gamma(group), skip_here)
+                else:
+                    self._step_group(index, gradients, grad_norm, skip_here)
 
     def _step_group(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor, skip: Tensor) -> None:
         group = self.param_groups[index]
@@ -257,13 +275,21 @@ class ClippedSGD(Optimizer):
             floor.follow_step(1.0 - gamma, (eta * clip_factor * grad_norm).item())
             param_norm = _norm_to_record(record, param_norm, clip_factor)
         assert param_norm is not None
+        sigma = clip_factor * grad_norm * param_norm
+        length, decayed = eta * clip_factor * grad_norm, (1.0 - gamma) * param_norm
         record_step(
             record,
-            decay=1.0 - gamma,
+            gamma=gamma,
             step_eta=eta,
+            effective_lr=eta / param_norm.square(),
             param_norm=param_norm,
+            # Pythagoras: the gradient of a scale-invariant loss is orthogonal to x.
+            next_param_norm=torch.hypot(decayed, length),
             grad_norm=grad_norm,
             clip_factor=clip_factor,
+            clipped=(clip_factor < 1).double(),
+            squared_sigma=sigma.square(),
+            angular_update=torch.atan2(length, decayed),
             hold=hold,
         )
 
@@ -291,7 +317,9 @@ class ClippedSGD(Optimizer):
             if not p.is_floating_point():
                 raise TypeError(f"{name}: parameters must be real floating-point tensors, got {p.dtype}")
         check_hyper_parameters(group)
-        if not any(p.is_meta for p in group["params"]):
+        if group["rows"]:
+            check_rows(group)
+        elif not any(p.is_meta for p in group["params"]):
             check_norm(group)
 
 
@@ -350,5 +378,5 @@ def _rehome(group: dict[str, Any], home: torch.device) -> None:
     """Bring the scalars to the parameters: a state dict may have been loaded, or the model moved, to another device."""
     if group["statistics"]["steps"].device != home:
         group["statistics"] = {key: value.to(home) for key, value in group["statistics"].items()}
-    if group["intrinsic_lr"] is not None and group["eta"].device != home:
+    if "eta" in group and group["eta"].device != home:
         group["eta"] = group["eta"].to(home)

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["any_sharded", "is_sharded", "local_shard", "placed_gradient", "sum_over_shards"]
+__all__ = [
+    "any_sharded",
+    "is_sharded",
+    "local_shard",
+    "placed_gradient",
+    "reduce_shards",
+    "sum_over_shards",
+    "wrap_shard",
+]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -99,6 +107,50 @@ def sum_over_shards(
     for (mesh, placements), locals_ in sharded.items():
         sums.append(_reduce(local_sum(locals_), mesh, placements).to(home, non_blocking=True))
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
+def reduce_shards(local: Tensor, like: Tensor) -> Tensor:
+    """Add what the processes found in their shards of a tensor.
+
+    Args:
+        local: Sums over the shard of this process, of any shape.
+        like: The tensor or DTensor; a plain tensor has one shard.
+
+    Returns:
+        The sums over the whole tensor, the same in every process that shares it.
+    """
+    if not is_sharded(like):
+        return local
+    dtensor: Any = like
+    return _reduce(local, dtensor.device_mesh, dtensor.placements)
+
+
+def wrap_shard(local: Tensor, like: Tensor) -> Tensor:
+    """Make a tensor of one number for each row, spread over processes as the rows of another tensor are.
+
+    Args:
+        local: The numbers of the rows of this process [R].
+        like: The tensor or DTensor whose rows they belong to.
+
+    Returns:
+        `local` itself, or a DTensor of it.
+
+    Raises:
+        ValueError: If a DTensor is sharded along another dimension than the first: no process has whole rows then.
+    """
+    if not is_sharded(like):
+        return local
+    dtensor: Any = like
+    if any(placement.is_shard() and placement.dim != 0 for placement in dtensor.placements):
+        raise ValueError(
+            f"rows=True needs whole rows in each process, but a parameter of shape {tuple(like.shape)} is placed as "
+            f"{dtensor.placements}; shard it along its first dimension (FSDP2 does)"
+        )
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local, dtensor.device_mesh, dtensor.placements, run_check=False, shape=like.shape[:1], stride=(1,)
+    )
 
 
 def _sharding_exists() -> bool:

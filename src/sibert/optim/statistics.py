@@ -13,7 +13,15 @@ from torch import Tensor
 
 __all__ = ["GroupStatistics"]
 
-_LAST_STEP = ("step_eta", "param_norm", "grad_norm", "clip_factor")
+_LAST_STEP = (
+    "gamma",
+    "step_eta",
+    "effective_lr",
+    "param_norm",
+    "grad_norm",
+    "clip_factor",
+    "angular_update",
+)
 _CARRIED = ("next_param_norm",)
 _WINDOW = ("window_steps", "window_clipped", "window_squared_sigma")
 _COUNTERS = ("steps", "skipped_steps")
@@ -23,6 +31,10 @@ RECORDED = _COUNTERS + _LAST_STEP + _CARRIED + _WINDOW
 @dataclass(frozen=True)
 class GroupStatistics:
     """Measurements of one scale-invariant group at its last step, as plain numbers.
+
+    In a group of rows, each quantity is a mean over the rows that moved in that step: the root mean square of norms and
+    angles, the mean of `clip_factor`, `clipped_fraction` and `effective_lr`; eta is weighted such that
+    eta^2 mean_squared_sigma is the mean of its rows'.
 
     The symbols are those of Algorithm 1 of arXiv 2202.00980: parameters x, gradient g, learning rate eta, weight decay
     lambda, clip factor s. Quantities of a step that has not happened yet are NaN. The formulas of `angular_update` and
@@ -83,40 +95,51 @@ def empty_record(home: torch.device) -> dict[str, Tensor]:
 def record_step(
     record: dict[str, Tensor],
     *,
-    decay: float,
+    gamma: float,
     step_eta: Tensor,
+    effective_lr: Tensor,
     param_norm: Tensor,
+    next_param_norm: Tensor,
     grad_norm: Tensor,
     clip_factor: Tensor,
+    clipped: Tensor,
+    squared_sigma: Tensor,
+    angular_update: Tensor,
     hold: Tensor,
 ) -> None:
     """Write one step into a group's scalars, unless it is held.
 
     Args:
         record: The scalars, changed in place.
-        decay: 1 - eta lambda of the step.
+        gamma: eta lambda of the step.
         step_eta: Effective eta of the step.
+        effective_lr: eta / |x|^2.
         param_norm: |x| before the step.
+        next_param_norm: |x| after it.
         grad_norm: |g| before clipping.
         clip_factor: s.
+        clipped: Share of the group's vectors with s < 1: 0 or 1 where the group is one vector.
+        squared_sigma: (s |g| |x|)^2.
+        angular_update: Angle between x before and after the step.
         hold: 0-dim bool tensor; where True nothing is written.
     """
     last = {
+        "gamma": torch.full_like(step_eta, gamma),
         "step_eta": step_eta,
+        "effective_lr": effective_lr,
         "param_norm": param_norm,
         "grad_norm": grad_norm,
         "clip_factor": clip_factor,
-        # Pythagoras: the gradient of a scale-invariant loss is orthogonal to x.
-        "next_param_norm": torch.hypot(decay * param_norm, step_eta * clip_factor * grad_norm),
+        "angular_update": angular_update,
+        "next_param_norm": next_param_norm,
     }
     for key, value in last.items():
         record[key].copy_(torch.where(hold, record[key], value))
     taken = (~hold).double()
-    sigma = clip_factor * grad_norm * param_norm
     record["steps"] += taken
     record["window_steps"] += taken
-    record["window_clipped"] += taken * (clip_factor < 1)
-    record["window_squared_sigma"] += torch.where(hold, 0.0, sigma.square())
+    record["window_clipped"] += torch.where(hold, 0.0, clipped)
+    record["window_squared_sigma"] += torch.where(hold, 0.0, squared_sigma)
 
 
 def clear_window(record: dict[str, Tensor]) -> None:
@@ -134,18 +157,16 @@ def group_statistics(group: dict[str, Any], values: dict[str, float]) -> GroupSt
 
     Args:
         group: The parameter group, for its name, lr and weight decay.
-        values: The record, read to the host, and in intrinsic mode "eta", the calibrated eta (0 before calibration).
+        values: The record, read to the host.
 
     Returns:
         The statistics.
     """
-    eta, norm, gradient, clip_factor = (values[key] for key in _LAST_STEP)
+    gamma, eta, effective_lr, norm, gradient, clip_factor, angle = (values[key] for key in _LAST_STEP)
     if group["intrinsic_lr"] is None:
         weight_decay = float(group["weight_decay"])
     else:
-        weight_decay = group["intrinsic_lr"] / values["eta"] if values["eta"] else math.nan
-    # Not from the present lr: a scheduler may have moved it since the step.
-    gamma = eta * weight_decay
+        weight_decay = gamma / eta if eta else math.nan
     steps_in_window = values["window_steps"] or math.nan
     squared_sigma = values["window_squared_sigma"] / steps_in_window
     return GroupStatistics(
@@ -156,12 +177,12 @@ def group_statistics(group: dict[str, Any], values: dict[str, float]) -> GroupSt
         eta=eta,
         weight_decay=weight_decay,
         intrinsic_lr=gamma,
-        effective_lr=eta / norm**2 if norm else math.inf,
+        effective_lr=effective_lr,
         param_norm=norm,
         grad_norm=gradient,
         clip_factor=clip_factor,
         clipped_fraction=values["window_clipped"] / steps_in_window,
         mean_squared_sigma=squared_sigma,
-        angular_update=math.atan2(eta * clip_factor * gradient, (1.0 - gamma) * norm),
+        angular_update=angle,
         equilibrium_norm=(eta**2 * squared_sigma / (gamma * (2.0 - gamma))) ** 0.25 if gamma else math.inf,
     )

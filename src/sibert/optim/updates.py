@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sibert.optim import synchronisation
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "descend", "resolve_implementation"]
+__all__ = ["IMPLEMENTATIONS", "Implementation", "at_least_float32", "descend", "resolve_implementation"]
 
 Implementation = Literal["reference", "foreach", "fused"]
 IMPLEMENTATIONS: Final[tuple[str, ...]] = get_args(Implementation)
@@ -109,14 +109,14 @@ def _reference(
     parameters: list[Tensor], gradients: list[Tensor | None], gamma: float, step_size: Tensor, hold: Tensor
 ) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        x = _at_least_float32(parameter)
-        g = torch.zeros_like(x) if gradient is None else _at_least_float32(gradient)
+        x = at_least_float32(parameter)
+        g = torch.zeros_like(x) if gradient is None else at_least_float32(gradient)
         stepped = x - (gamma * x + step_size * g)
         parameter.copy_(torch.where(hold, parameter, stepped.to(parameter.dtype)))
 
 
 def _foreach_on_host(parameters: list[Tensor], gradients: list[Tensor], gamma: float, step_size: float) -> None:
-    stepped = [_at_least_float32(parameter) for parameter in parameters]
+    stepped = [at_least_float32(parameter) for parameter in parameters]
     torch._foreach_add_(stepped, stepped, alpha=-gamma)
     if gradients:
         torch._foreach_add_(stepped, _matching(gradients, stepped), alpha=-step_size)
@@ -127,7 +127,7 @@ def _foreach_on_host(parameters: list[Tensor], gradients: list[Tensor], gamma: f
 def _foreach_on_device(
     parameters: list[Tensor], gradients: list[Tensor], gamma: float, step_size: Tensor, hold: Tensor
 ) -> None:
-    before = [_at_least_float32(parameter) for parameter in parameters]
+    before = [at_least_float32(parameter) for parameter in parameters]
     stepped = list(torch._foreach_add(before, before, alpha=-gamma))
     if gradients:
         descents = torch._foreach_mul(_matching(gradients, stepped), step_size.to(stepped[0].dtype))
@@ -183,7 +183,15 @@ def _fused_sgd(
     )
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Give half precision room to add a small step to a large entry.
+
+    Args:
+        tensor: Any floating-point tensor.
+
+    Returns:
+        The tensor itself, or a float32 copy of a float16 or bfloat16 one.
+    """
     return tensor.float() if tensor.dtype in HALF_PRECISION else tensor
 
 

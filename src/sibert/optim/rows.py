@@ -1,0 +1,219 @@
+"""Groups in which every row is a scale-invariant vector of its own: Algorithm 1 for all rows at once.
+
+Row r of a group is the vector of the r-th slices (along the first dimension) of all its parameters: of one matrix, or
+of a matrix and its bias. A row without gradient in a step, the embedding of a token that does not occur, is left alone,
+as any group without gradient is: it does not decay either. A row that decayed in every step but received a gradient in
+a share p of them would have no equilibrium where C p <= 1: decay would win over the clipped gradients.
+
+Shapes: R = rows (of this process, where the parameters are sharded along the first dimension).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sibert.optim import synchronisation
+from sibert.optim.norms import TRUSTED_RANGE
+from sibert.optim.shards import is_sharded, local_shard, reduce_shards, wrap_shard
+from sibert.optim.statistics import record_step
+from sibert.optim.updates import at_least_float32
+
+__all__ = ["check_rows", "rows_are_finite", "squared_row_norms", "step_rows"]
+
+
+def check_rows(group: dict[str, Any]) -> None:
+    """Refuse a group that has no rows, or a row that has no direction.
+
+    Args:
+        group: A group of `ClippedSGD` with "rows".
+
+    Raises:
+        TypeError: If a parameter is of dtype float16, in which the eta of a row may be out of range.
+        ValueError: If the parameters differ in their number of rows, or a row is 0 or not finite.
+    """
+    name, parameters = group["name"], group["params"]
+    shapes = [tuple(p.shape) for p in parameters]
+    if not all(shape and shape[0] == shapes[0][0] for shape in shapes):
+        raise ValueError(
+            f"{name}: with rows=True all parameters need the same first dimension, got the shapes {shapes}; give each "
+            "matrix (with its bias) a group of its own"
+        )
+    if any(p.dtype == torch.float16 for p in parameters):
+        raise TypeError(f"{name}: rows=True takes float32, float64 or bfloat16 parameters, got float16")
+    if any(p.is_meta for p in parameters):
+        return
+    with torch.no_grad():
+        norms_R = squared_row_norms([local_shard(p) for p in parameters]).sqrt()
+    bad = (~((norms_R > 0) & norms_R.isfinite())).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{name}: row {bad[0]} has norm {norms_R[bad[0]].item()}; a loss that is invariant to the scale of every "
+            "row is a function of the rows' directions, so none may be 0 or infinite; initialise the model before the "
+            "optimizer"
+        )
+
+
+def squared_row_norms(tensors: Sequence[Tensor], *, wide: bool = False) -> Tensor:
+    """Sum the squares of each row over all tensors.
+
+    Args:
+        tensors: Plain floating-point tensors [R, ...] on one device, at least one.
+        wide: Sum in float64 from the first square on.
+
+    Returns:
+        [R], float64; without host synchronisation unless the tensors are on the CPU.
+    """
+    on_host = synchronisation.host_may_read(tensors[0].device)
+    total_R = torch.stack([_squared_norms(tensor, wide or not on_host) for tensor in tensors]).sum(dim=0)
+    if wide or not on_host or tensors[0].dtype == torch.float64:
+        return total_R
+    smallest, largest = TRUSTED_RANGE
+    # Squares that underflow sum to 0, as those of a row that is 0 do: there the entries tell which it is.
+    doubtful_R = ~((total_R >= smallest) & (total_R <= largest))
+    if bool(doubtful_R.any()):
+        doubtful_R &= torch.stack([(tensor != 0).reshape(len(tensor), -1).any(dim=1) for tensor in tensors]).any(dim=0)
+    return squared_row_norms(tensors, wide=True) if bool(doubtful_R.any()) else total_R
+
+
+def _squared_norms(tensor: Tensor, wide: bool) -> Tensor:
+    matrix_RC = tensor.reshape(len(tensor), -1) if tensor.numel() else tensor.new_zeros(len(tensor), 1)
+    matrix_RC = matrix_RC.double() if wide else at_least_float32(matrix_RC)
+    return torch.linalg.vector_norm(matrix_RC, dim=1).double().square()
+
+
+def rows_are_finite(group: dict[str, Any], grad_norms_R: Tensor) -> Tensor:
+    """Say whether all gradients of a group are finite, in all processes.
+
+    Args:
+        group: A group of `ClippedSGD` with "rows".
+        grad_norms_R: Norms of the rows of this process.
+
+    Returns:
+        0-dim bool tensor.
+    """
+    not_finite = (~grad_norms_R.isfinite()).sum().double()
+    return reduce_shards(not_finite, group["params"][0]) == 0
+
+
+@torch.no_grad()
+def step_rows(
+    group: dict[str, Any],
+    state: dict[str, Any],
+    gradients: Sequence[Tensor | None],
+    grad_norms_R: Tensor,
+    gamma: float,
+    skip: Tensor,
+) -> None:
+    """Take one step of every row that has a gradient.
+
+    Args:
+        group: A group of `ClippedSGD` with "rows".
+        state: The optimizer's state of the group's first parameter; keeps "eta" [R] in intrinsic mode, in the
+            parameter's dtype, to which `load_state_dict` would cast it anyhow. Only eta lambda matters, so what eta
+            loses by rounding is nothing but a gauge.
+        gradients: One for each parameter, placed like it; None is a zero gradient.
+        grad_norms_R: Norms of the gradient's rows.
+        gamma: eta lambda of this step.
+        skip: 0-dim bool tensor; where True, nothing changes by a single bit.
+    """
+    parameters = [local_shard(p) for p in group["params"]]
+    norms_R = squared_row_norms(parameters, wide=group["implementation"] == "reference").sqrt()
+    lr = float(group["lr"])
+    if group["intrinsic_lr"] is None:
+        eta_R = torch.full_like(grad_norms_R, lr)
+    else:
+        eta_R = lr * _calibrated(group, state, norms_R, grad_norms_R, skip)
+    length_R = eta_R * grad_norms_R
+    clip_R = torch.ones_like(length_R)
+    if group["clip"] is not None:
+        bound_R = group["clip"] * math.sqrt(2.0 * gamma) * norms_R
+        clip_R = torch.where(length_R > bound_R, bound_R / length_R, clip_R)
+    moves_R = (length_R > 0) & ~skip
+    _descend(parameters, gradients, torch.where(moves_R, gamma, 0.0), torch.where(moves_R, eta_R * clip_R, 0.0), skip)
+    _record(group, gamma, moves_R, eta_R, norms_R, grad_norms_R, clip_R, skip)
+
+
+def _calibrated(
+    group: dict[str, Any], state: dict[str, Any], norms_R: Tensor, grad_norms_R: Tensor, skip: Tensor
+) -> Tensor:
+    """Set the eta of each row at its first gradient such that it is at norm equilibrium; `ClippedSGD` has the formula.
+
+    A row that has no gradient yet has eta 0.
+    """
+    parameter = group["params"][0]
+    if "eta" not in state:
+        state["eta"] = wrap_shard(torch.zeros_like(norms_R, dtype=parameter.dtype), parameter)
+    kept_R = local_shard(state["eta"])
+    gamma = float(group["intrinsic_lr"])
+    at_equilibrium_R = math.sqrt(gamma * (2.0 - gamma)) * norms_R / grad_norms_R
+    now_R = (kept_R == 0) & (grad_norms_R > 0) & ~skip
+    kept_R.copy_(torch.where(now_R, at_equilibrium_R.to(kept_R.dtype), kept_R))
+    return kept_R.double()
+
+
+def _descend(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    gamma_R: Tensor,
+    step_R: Tensor,
+    skip: Tensor,
+) -> None:
+    """Take x_r <- x_r - (gamma_r x_r + step_r g_r); rows at rest have both 0, and where `skip`, nothing is written."""
+    on_host = synchronisation.host_may_read(skip.device)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        x = at_least_float32(parameter)
+        column = (-1, *[1] * (x.dim() - 1))
+        # Subtract gamma x, never multiply by 1 - gamma: see `updates`.
+        stepped = torch.addcmul(x, x, gamma_R.to(x.dtype).view(column), value=-1.0)
+        if gradient is not None:
+            stepped.addcmul_(local_shard(gradient).to(x.dtype), step_R.to(x.dtype).view(column), value=-1.0)
+        stepped = stepped.to(parameter.dtype)
+        parameter.copy_(stepped if on_host else torch.where(skip, parameter, stepped))
+
+
+def _record(
+    group: dict[str, Any],
+    gamma: float,
+    moves_R: Tensor,
+    eta_R: Tensor,
+    norms_R: Tensor,
+    grad_norms_R: Tensor,
+    clip_R: Tensor,
+    skip: Tensor,
+) -> None:
+    """Write the means over the rows that moved; eta is weighted so that eta^2 sigma^2 is the mean of theirs."""
+    drive_R = eta_R * clip_R * grad_norms_R
+    angle_R = torch.atan2(drive_R, (1.0 - gamma) * norms_R)
+    quantities_QR = torch.stack(
+        [
+            torch.ones_like(norms_R),
+            norms_R.square(),
+            grad_norms_R.square(),
+            clip_R,
+            (clip_R < 1).double(),
+            (drive_R * norms_R).square(),
+            (clip_R * grad_norms_R * norms_R).square(),
+            angle_R.square(),
+            eta_R / norms_R.square(),
+        ]
+    )
+    sums_Q = reduce_shards(torch.where(moves_R, quantities_QR, 0.0).sum(dim=1), group["params"][0])
+    count = sums_Q[0]
+    norm2, grad2, clip, clipped, eta2_sigma2, sigma2, angle2, effective_lr = (sums_Q[1:] / count).unbind()
+    record_step(
+        group["statistics"],
+        gamma=gamma,
+        step_eta=(eta2_sigma2 / sigma2).sqrt(),
+        effective_lr=effective_lr,
+        param_norm=norm2.sqrt(),
+        next_param_norm=norm2.sqrt(),
+        grad_norm=grad2.sqrt(),
+        clip_factor=clip,
+        clipped=clipped,
+        squared_sigma=sigma2,
+        angular_update=angle2.sqrt(),
+        hold=skip | (count == 0),
+    )
