@@ -132,7 +132,7 @@ def step_rows(
         bound_R = group["clip"] * math.sqrt(2.0 * gamma) * norms_R
         clip_R = torch.where(length_R > bound_R, bound_R / length_R, clip_R)
     moves_R = (length_R > 0) & ~skip
-    _descend(parameters, gradients, torch.where(moves_R, gamma, 0.0), torch.where(moves_R, eta_R * clip_R, 0.0), skip)
+    _descend(parameters, gradients, gamma * moves_R.double(), torch.where(moves_R, eta_R * clip_R, 0.0), skip)
     _record(group, gamma, moves_R, eta_R, norms_R, grad_norms_R, clip_R, skip)
 
 
