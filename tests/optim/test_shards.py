@@ -27,7 +27,10 @@ def optimizer_of(network, implementation):
     return Hybrid(
         [
             ClippedSGD(
-                [{"params": list(network[:4].parameters()), "name": "body", "scale_invariant": False}],
+                [
+                    {"params": list(network[2].parameters()), "name": "body", "scale_invariant": False},
+                    {"params": list(network[0].parameters()), "name": "rows", "rows": True},
+                ],
                 intrinsic_lr=0.05,
                 implementation=implementation,
             ),
@@ -46,7 +49,7 @@ def train(network, optimizer, spoil):
         if step == 4:
             spoil(network[0].weight.grad)
         optimizer.step()
-    return optimizer.statistics()[0]
+    return [dataclasses.asdict(record) for record in optimizer.statistics()]
 
 
 def spoil_last_entry(gradient):
@@ -58,8 +61,8 @@ def spoil_last_entry(gradient):
 
 def one_process(implementation):
     network = model()
-    record = train(network, optimizer_of(network, implementation), spoil_last_entry)
-    return [p.detach() for p in network.parameters()], record
+    records = train(network, optimizer_of(network, implementation), spoil_last_entry)
+    return [p.detach() for p in network.parameters()], records
 
 
 def shard(rank, port, folder):
@@ -75,8 +78,8 @@ def shard(rank, port, folder):
         fully_shard(network, mesh=mesh)
         assert all(is_sharded(p) for p in network.parameters())
         optimizer = optimizer_of(network, implementation)
-        record = train(network, optimizer, spoil_last_entry)
-        results[implementation] = [p.full_tensor().detach() for p in network.parameters()], dataclasses.asdict(record)
+        records = train(network, optimizer, spoil_last_entry)
+        results[implementation] = [p.full_tensor().detach() for p in network.parameters()], records
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -93,12 +96,15 @@ def test_two_processes_step_as_one():
         torch.multiprocessing.spawn(shard, (free_port(), folder), nprocs=2)
         results = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
     for implementation in IMPLEMENTATIONS:
-        expected, expected_record = one_process(implementation)
-        assert (expected_record.skipped_steps, expected_record.clipped_fraction) == (1, pytest.approx(1 / (STEPS - 1)))
-        for parameters, record in (result[implementation] for result in results):
-            assert record.pop("name") == "body"
-            numbers = {key: value for key, value in dataclasses.asdict(expected_record).items() if key != "name"}
-            assert record == pytest.approx(numbers, rel=1e-10)
+        expected, expected_records = one_process(implementation)
+        body, rows = expected_records
+        assert (body["skipped_steps"], body["clipped_fraction"]) == (1, pytest.approx(1 / (STEPS - 1)))
+        assert (rows["skipped_steps"], rows["steps"]) == (1, STEPS - 1)
+        assert 0 < rows["clipped_fraction"] < 1
+        for parameters, records in (result[implementation] for result in results):
+            for record, numbers in zip(records, expected_records, strict=True):
+                assert record.pop("name") == numbers["name"]
+                assert record == pytest.approx({k: v for k, v in numbers.items() if k != "name"}, rel=1e-10)
             for p, q in zip(parameters, expected, strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
