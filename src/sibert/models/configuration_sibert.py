@@ -1,11 +1,15 @@
 """Configuration of SIBERT and its named sizes."""
 
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-__all__ = ["SIZES", "SibertConfig", "size_of"]
+__all__ = ["INVARIANCES", "SIZES", "SibertConfig", "size_of"]
+
+Invariance = Literal["joint", "matrix", "row"]
+INVARIANCES: Final[tuple[str, ...]] = get_args(Invariance)
+"""What may be rescaled without changing the output: the encoder as a whole, every matrix, or every row of it."""
 
 SIZES: dict[str, dict[str, int]] = {
     "nano": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
@@ -45,9 +49,12 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     r"""Sizes of a SIBERT model. The defaults are BERT-base's.
 
     What BERT lets one choose and scale invariance fixes is not here: the activation is ReLU, the attention normalised
-    ReLU, normalisations have no epsilon, and the decoder is not tied to the embeddings.
+    ReLU, normalisations have no epsilon, and whether the decoder is tied to the embeddings follows from `invariance`.
 
     Attributes:
+        invariance: What may be rescaled on its own without changing the output (`modeling_sibert` has the forms).
+            "joint": the encoder as a whole; the model of the paper. "matrix": every matrix of the encoder and of the
+            masked-LM head, and every token. "row": every row of every matrix, that is, every neuron and every token.
         vocab_size: Number of tokens V.
         hidden_size: Width D of the residual stream; a multiple of `num_attention_heads`.
         num_hidden_layers: Number of layers.
@@ -72,6 +79,7 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
 
     model_type = "sibert"
 
+    invariance: str = "matrix"
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -84,7 +92,13 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     classifier_dropout: float | int | None = None
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from the invariance."""
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.invariance != "joint"
+        super().__post_init__(**kwargs)
 
     def validate_widths(self) -> None:
         """Check the relations between the fields."""
@@ -106,12 +120,14 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
-    def validate_untied(self) -> None:
-        """Refuse a tied decoder: it would make the loss depend on the scale of the encoder."""
-        if self.tie_word_embeddings:
+    def validate_invariance(self) -> None:
+        """Check the invariance, and that the decoder is tied where that keeps it."""
+        if self.invariance not in INVARIANCES:
+            raise ValueError(f"invariance must be one of {', '.join(INVARIANCES)}, got {self.invariance!r}")
+        if self.invariance == "joint" and self.tie_word_embeddings:
             raise ValueError(
-                "tie_word_embeddings must be False for SIBERT: a decoder tied to the embeddings makes the loss depend "
-                "on the encoder's scale, and none of the scale-invariance results hold any more"
+                "tie_word_embeddings must be False with invariance 'joint': a decoder tied to the embeddings makes the "
+                "loss depend on the encoder's scale, and none of the scale-invariance results hold any more"
             )
 
     @classmethod

@@ -24,6 +24,18 @@ W n.
 The heads (masked-LM, next-sentence, tasks) are not scale invariant and are trained separately. The decoder is not tied
 to the embeddings, so that the loss, too, is invariant to the encoder's scale.
 
+That is `invariance="joint"`, the model of the paper. The other two are ours. There, everything that flows between the
+parts has degree 0 in every single parameter, because each part normalises what it hands on; u(w) = w/|w|:
+
+    N(u(token row) + u(position row) [+ u(segment row)])
+    each layer: stream + gain * N(branch(N(stream)))      the branches as above, without biases
+    masked-LM head: N(ReLU(W N(stream)))
+    logits: scale * cos(head, token row) + bias of the token, the rows tied to the embeddings
+
+"matrix" is invariant to the scale of every matrix, because the branch is homogeneous in each of its matrices; "row"
+uses u(w) for every row of every matrix as well. Of the parameters, gains, biases and the scale of the logits alone
+are not invariant: vectors and scalars.
+
 Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
 V = vocabulary, P = predicted positions, L = labels, C = choices.
 
@@ -31,6 +43,7 @@ References: Li et al., "Robust Training of Neural Networks using Scale Invariant
 sections 3 and Table 2; Devlin et al., arXiv 1810.04805, for everything that is BERT's.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +67,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from sibert.models.configuration_sibert import SibertConfig
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
-from sibert.ops import affine_layer_norm, layer_norm, relu_attention
+from sibert.ops import affine_layer_norm, layer_norm, relu_attention, unit_rows
+from sibert.optim import InvariantGroup
 
 __all__ = [
     "SibertForMaskedLM",
@@ -67,6 +81,10 @@ __all__ = [
     "SibertModel",
     "SibertPreTrainedModel",
 ]
+
+
+INITIAL_LOGIT_SCALE = 8.0
+"""Logits scale * cos begin within +-8: e^8 is about the ratio of probabilities that a vocabulary asks for."""
 
 
 class SibertEmbeddings(nn.Module):
@@ -103,6 +121,69 @@ class SibertEmbeddings(nn.Module):
         return stream_BTD
 
 
+class SibertUnitEmbeddings(nn.Module):
+    """A sum of unit vectors, one from each table: degree 0 in every row of every table."""
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor | None,
+        token_type_ids_BT: Tensor | None,
+        position_ids_BT: Tensor | None,
+        inputs_embeds_BTD: Tensor | None,
+    ) -> Tensor:
+        embedded_BTD = self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
+        if position_ids_BT is None:
+            position_ids_BT = torch.arange(embedded_BTD.shape[1], device=embedded_BTD.device)[None]
+        embedded_BTD = unit_rows(embedded_BTD) + unit_rows(self.position_embeddings(position_ids_BT))
+        if self.token_type_embeddings is not None:
+            if token_type_ids_BT is None:
+                token_type_ids_BT = torch.zeros_like(position_ids_BT)
+            embedded_BTD = embedded_BTD + unit_rows(self.token_type_embeddings(token_type_ids_BT))
+        stream_BTD: Tensor = self.dropout(layer_norm(embedded_BTD))
+        return stream_BTD
+
+
+class SibertLinear(nn.Linear):
+    """A linear map without bias whose matrix, or with `by_row` each of its rows, may be rescaled on its own.
+
+    The matrix is used as it is, since what follows normalises its output; with `by_row` each row is used as u(w).
+    """
+
+    def __init__(self, config: SibertConfig, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+        self.by_row = config.invariance == "row"
+
+    def forward(self, input_XD: Tensor) -> Tensor:
+        return F.linear(input_XD, unit_rows(self.weight) if self.by_row else self.weight)
+
+
+def _linear(config: SibertConfig, in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    """Make a linear map of a branch; `bias` is for the joint form, the other forms have none."""
+    if config.invariance == "joint":
+        return nn.Linear(in_features, out_features, bias=bias)
+    return SibertLinear(config, in_features, out_features)
+
+
+class SibertCosineLinear(nn.Linear):
+    """scale * cos(h, w_r) + b_r for every row: degree 0 in h and in each row."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, input_XD: Tensor) -> Tensor:
+        return F.linear(unit_rows(input_XD) * self.log_scale.exp(), unit_rows(self.weight), self.bias)
+
+
 class SibertAffineNorm(nn.Module):
     """Layer norm with gain and bias and without epsilon: (x; 1)."""
 
@@ -122,11 +203,11 @@ class SibertAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.dropout_p = float(config.attention_probs_dropout_prob)
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = _linear(config, config.hidden_size, config.hidden_size, bias=True)
+        self.key = _linear(config, config.hidden_size, config.hidden_size, bias=True)
+        self.value = _linear(config, config.hidden_size, config.hidden_size, bias=True)
         # A bias here would have degree 1 beside a term of degree 2.
-        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.output = _linear(config, config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self, hidden_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False
@@ -151,8 +232,8 @@ class SibertFeedForward(nn.Module):
 
     def __init__(self, config: SibertConfig):
         super().__init__()
-        self.input = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.input = _linear(config, config.hidden_size, config.intermediate_size, bias=True)
+        self.output = _linear(config, config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         output_BTD: Tensor = self.output(self.input(hidden_BTD).relu())
@@ -160,19 +241,26 @@ class SibertFeedForward(nn.Module):
 
 
 class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
-    """One PreNorm layer: x + ATTN(N(x)), then x + FF(N(x)); (2; 2)."""
+    """One PreNorm layer: x + ATTN(N(x)), then x + FF(N(x)); (2; 2). Not joint: each branch f as gain * N(f(N(x)))."""
 
     def __init__(self, config: SibertConfig):
         super().__init__()
         self.attention = SibertAttention(config)
         self.feed_forward = SibertFeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        joint = config.invariance == "joint"
+        self.attention_gain = None if joint else nn.Parameter(torch.ones(config.hidden_size))
+        self.feed_forward_gain = None if joint else nn.Parameter(torch.ones(config.hidden_size))
 
     def forward(self, stream_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False) -> Tensor:
         mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, need_weights=need_weights)
-        stream_BTD = stream_BTD + self.dropout(mixed_BTD)
-        stream_BTD = stream_BTD + self.dropout(self.feed_forward(layer_norm(stream_BTD)))
-        return stream_BTD
+        stream_BTD = stream_BTD + self._branch(mixed_BTD, self.attention_gain)
+        fed_BTD = self.feed_forward(layer_norm(stream_BTD))
+        return stream_BTD + self._branch(fed_BTD, self.feed_forward_gain)
+
+    def _branch(self, branch_BTD: Tensor, gain_D: Tensor | None) -> Tensor:
+        branch_BTD = self.dropout(branch_BTD if gain_D is None else layer_norm(branch_BTD))
+        return branch_BTD if gain_D is None else branch_BTD * gain_D
 
 
 class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -182,7 +270,7 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config: SibertConfig
     base_model_prefix = "sibert"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SibertEmbeddings", "SibertLayer"]  # noqa: RUF012 (the contract of transformers)
+    _no_split_modules = ["SibertEmbeddings", "SibertUnitEmbeddings", "SibertLayer"]  # noqa: RUF012 (the contract of transformers)
     _can_record_outputs = {"hidden_states": SibertLayer, "attentions": SibertAttention}  # noqa: RUF012
 
     @torch.no_grad()
@@ -194,6 +282,8 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         | linear weights, embeddings | normal, std `initializer_range`, cut at two standard deviations |
         | biases | 0 |
         | gains of normalisations | 1 |
+        | gains of branches | 1 / sqrt(number of branches): together the branches weigh as much as the embeddings |
+        | scale of the logits | `INITIAL_LOGIT_SCALE` |
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -202,18 +292,36 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             init.ones_(module.weight)
         if isinstance(module, nn.Linear | SibertAffineNorm | nn.LayerNorm) and module.bias is not None:
             init.zeros_(module.bias)
+        if isinstance(module, SibertCosineLinear):
+            init.constant_(module.log_scale, math.log(INITIAL_LOGIT_SCALE))
+        elif isinstance(module, SibertLayer) and module.attention_gain is not None:
+            for gain in (module.attention_gain, module.feed_forward_gain):
+                init.constant_(gain, 1.0 / math.sqrt(2 * self.config.num_hidden_layers))
 
-    def scale_invariant_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    def scale_invariant_groups(self) -> dict[str, InvariantGroup]:
         """Name the parameters that can be scaled together without changing the output.
 
         Returns:
-            Group name -> named parameters, names as in `named_parameters()` of this model. All parameters of the
-            encoder form one group; everything else is head. For every c > 0, multiplying the group by c leaves
-            `last_hidden_state`, and so every loss, unchanged.
+            Group name -> group, parameter names as in `named_parameters()` of this model. "joint": all parameters of
+            the encoder are one group. Otherwise every matrix is a group of its own, and a group of rows where each row
+            may be scaled on its own: all tables and cosine layers, and every matrix with invariance "row". For every
+            c > 0, multiplying a group (or a row of a group of rows) by c leaves `last_hidden_state`, and so every loss,
+            unchanged. What is in no group is head.
         """
-        encoder = self.base_model
-        own = {id(parameter): name for name, parameter in self.named_parameters()}
-        return {"encoder": [(own[id(parameter)], parameter) for parameter in encoder.parameters()]}
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        if self.config.invariance == "joint":
+            encoder = self.base_model.parameters()
+            return {"encoder": InvariantGroup([(name, p) for p in encoder for name in names[id(p)]])}
+        groups = {}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding | SibertLinear | SibertCosineLinear):
+                weight, rows = module.weight, not isinstance(module, SibertLinear) or module.by_row
+                members = [(own, weight) for own in names.pop(id(weight), [])]
+                if members:  # a tied weight belongs to the first module that has it
+                    groups[name] = InvariantGroup(members, rows=rows)
+        return groups
 
 
 class SibertModel(SibertPreTrainedModel):
@@ -225,7 +333,7 @@ class SibertModel(SibertPreTrainedModel):
 
     def __init__(self, config: SibertConfig):
         super().__init__(config)
-        self.embeddings = SibertEmbeddings(config)
+        self.embeddings = (SibertEmbeddings if config.invariance == "joint" else SibertUnitEmbeddings)(config)
         self.layers = nn.ModuleList([SibertLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
         self.post_init()
@@ -306,16 +414,39 @@ class SibertPredictionHead(nn.Module):
         return transformed_XD
 
 
-class SibertPooler(nn.Module):
-    """BERT's summary of a sequence: dense and tanh of the first token. Part of the head: tanh is not homogeneous."""
+class SibertInvariantHead(nn.Module):
+    """The transform before the decoder as N(ReLU(W h)): degree 0 in W."""
 
     def __init__(self, config: SibertConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = SibertLinear(config, config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_XD: Tensor) -> Tensor:
+        return layer_norm(self.dense(hidden_XD).relu())
+
+
+def _prediction_head(config: SibertConfig) -> tuple[nn.Module, nn.Linear]:
+    """Make the transform and the decoder of the masked-LM head."""
+    if config.invariance == "joint":
+        return SibertPredictionHead(config), nn.Linear(config.hidden_size, config.vocab_size)
+    return SibertInvariantHead(config), SibertCosineLinear(config.hidden_size, config.vocab_size)
+
+
+class SibertPooler(nn.Module):
+    """BERT's summary of a sequence: dense and tanh of the first token.
+
+    Joint: part of the head, since tanh is not homogeneous. Otherwise tanh(N(W h)), of degree 0 in W.
+    """
+
+    def __init__(self, config: SibertConfig):
+        super().__init__()
+        self.dense = _linear(config, config.hidden_size, config.hidden_size, bias=True)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        pooled_BD: Tensor = torch.tanh(self.dense(hidden_BTD[:, 0]))
-        return pooled_BD
+        pooled_BD: Tensor = self.dense(hidden_BTD[:, 0])
+        if isinstance(self.dense, SibertLinear):
+            pooled_BD = layer_norm(pooled_BD)
+        return torch.tanh(pooled_BD)
 
 
 class SibertForMaskedLM(SibertPreTrainedModel):
@@ -325,12 +456,12 @@ class SibertForMaskedLM(SibertPreTrainedModel):
     """
 
     accepts_loss_kwargs = True
+    _tied_weights_keys = {"decoder.weight": "sibert.embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: SibertConfig):
         super().__init__(config)
         self.sibert = SibertModel(config)
-        self.head = SibertPredictionHead(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.head, self.decoder = _prediction_head(config)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -409,14 +540,14 @@ class SibertForPreTraining(SibertPreTrainedModel):
     """SIBERT with the masked-LM and the next-sentence head, as BERT is pre-trained."""
 
     accepts_loss_kwargs = True
+    _tied_weights_keys = {"decoder.weight": "sibert.embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: SibertConfig):
         super().__init__(config)
         self.sibert = SibertModel(config)
-        self.head = SibertPredictionHead(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.head, self.decoder = _prediction_head(config)
         self.pooler = SibertPooler(config)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.seq_relationship = (nn.Linear if config.invariance == "joint" else SibertCosineLinear)(config.hidden_size, 2)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

@@ -23,7 +23,7 @@ Shape suffixes: D = features, `_XD` = any leading dimensions and features, `_X1`
 import torch
 from torch import Tensor
 
-__all__ = ["affine_layer_norm", "layer_norm"]
+__all__ = ["affine_layer_norm", "layer_norm", "unit_rows"]
 
 ZERO_VARIANCE_ULPS = 8.0
 """A row is constant when its standard deviation is at most this many machine epsilons of its largest entry."""
@@ -60,6 +60,32 @@ def layer_norm(input_XD: Tensor) -> Tensor:
     # The inner `where` keeps 0/0 out of the gradient; the outer one makes output and gradient of such a row 0.
     inverse_std_X1 = torch.where(constant_X1, 0.0, torch.where(constant_X1, 1.0, variance_X1).sqrt().reciprocal())
     return (centred_XD * inverse_std_X1).to(input_XD.dtype)
+
+
+def unit_rows(input_XD: Tensor) -> Tensor:
+    """Divide each row by its Euclidean norm: x/|x|, and 0 with gradient 0 where x = 0.
+
+    Degree 0 in every row: multiplying row r by any c_r > 0 changes nothing, bit for bit where the c_r are powers of
+    two, and the gradient of every row is orthogonal to it.
+
+    Args:
+        input_XD: Floating-point tensor; rows run over the last dimension. Half-precision rows are normalised in float32
+            and the result is cast back.
+
+    Returns:
+        A tensor of the same shape and dtype.
+
+    Raises:
+        TypeError: If the input is not a floating-point tensor.
+    """
+    if not input_XD.is_floating_point():
+        raise TypeError(f"unit_rows expects a floating-point tensor, got {input_XD.dtype}; convert it with .float()")
+    x_XD = input_XD.float() if input_XD.dtype in (torch.float16, torch.bfloat16) else input_XD
+    # As in `layer_norm`: the largest entry cancels, so squares neither overflow nor underflow.
+    largest_X1 = x_XD.detach().abs().amax(dim=-1, keepdim=True)
+    x_XD = x_XD / torch.where(largest_X1 > 0, largest_X1, 1.0)
+    norm_X1 = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
+    return (x_XD / torch.where(largest_X1 > 0, norm_X1, 1.0)).to(input_XD.dtype)
 
 
 def affine_layer_norm(input_XD: Tensor, weight_D: Tensor, bias_D: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Optimizers for scale-invariant networks: SGD with weight decay and relative clipping, LAMB for what is left."""
 
 from sibert.optim.clipped_sgd import ClippedSGD
-from sibert.optim.groups import ScaleInvariantModel, build_optimizer, param_groups
+from sibert.optim.groups import InvariantGroup, ScaleInvariantModel, build_optimizer, param_groups
 from sibert.optim.hybrid import Hybrid
 from sibert.optim.lamb import Lamb
 from sibert.optim.schedules import SCHEDULES, Schedule, default_intrinsic_lr, schedule, schedule_groups
@@ -13,6 +13,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "Hybrid",
     "Lamb",
     # groups
+    "InvariantGroup",
     "ScaleInvariantModel",
     "build_optimizer",
     "param_groups",

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
@@ -12,20 +13,34 @@ from sibert.optim.hybrid import Hybrid
 from sibert.optim.lamb import Lamb
 from sibert.optim.updates import Implementation
 
-__all__ = ["ScaleInvariantModel", "build_optimizer", "param_groups"]
+__all__ = ["InvariantGroup", "ScaleInvariantModel", "build_optimizer", "param_groups"]
 
 HEAD = "head"
+
+
+@dataclass(frozen=True)
+class InvariantGroup:
+    """Parameters that may be scaled without changing the output of a model.
+
+    Attributes:
+        members: (name, parameter) pairs, with every name that the model has for a tied parameter.
+        rows: False: all members together, by any c > 0. True: every row on its own, row r being the r-th slices of all
+            members along their first dimension.
+    """
+
+    members: list[tuple[str, nn.Parameter]]
+    rows: bool = False
 
 
 @runtime_checkable
 class ScaleInvariantModel(Protocol):
     """A model that knows its symmetries."""
 
-    def scale_invariant_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Name the groups of parameters whose joint scaling by c > 0 leaves the output unchanged.
+    def scale_invariant_groups(self) -> dict[str, InvariantGroup]:
+        """Name the groups of parameters whose scaling leaves the output unchanged.
 
         Returns:
-            For each group its (name, parameter) pairs, with every name that the model has for a tied parameter.
+            Group name -> group.
         """
 
 
@@ -40,7 +55,7 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
         model: A model with a method `scale_invariant_groups`, also within DistributedDataParallel or torch.compile.
 
     Returns:
-        Groups for torch optimizers: {"name", "params": [(name, parameter), ...], "scale_invariant"}; the
+        Groups for torch optimizers: {"name", "params": [(name, parameter), ...], "scale_invariant", "rows"}; the
         scale-invariant ones first, then, if there are other trainable parameters, one named "head".
 
     Raises:
@@ -58,12 +73,12 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases[parameter].append(name)
     owner: dict[nn.Parameter, str] = {}
-    groups = []
-    for group_name, members in model.scale_invariant_groups().items():
+    found: list[dict[str, Any]] = []
+    for group_name, group in model.scale_invariant_groups().items():
         if group_name == HEAD:
             raise ValueError(f"{HEAD!r} is the name of what is not scale invariant; give the group another name")
-        parameters = _distinct(members)
-        _check_members(group_name, members, aliases, owner)
+        parameters = _distinct(group.members)
+        _check_members(group_name, group.members, aliases, owner)
         trainable = [name for name, parameter in parameters if parameter.requires_grad]
         if trainable and len(trainable) < len(parameters):
             frozen = next(name for name, parameter in parameters if not parameter.requires_grad)
@@ -73,15 +88,15 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
                 "all of it or nothing"
             )
         if trainable:
-            groups.append({"name": group_name, "params": parameters, "scale_invariant": True})
+            found.append({"name": group_name, "params": parameters, "scale_invariant": True, "rows": group.rows})
     head = [(names[0], p) for p, names in aliases.items() if p not in owner and p.requires_grad]
     if head:
-        groups.append({"name": HEAD, "params": head, "scale_invariant": False})
-    if not groups:
+        found.append({"name": HEAD, "params": head, "scale_invariant": False})
+    if not found:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameter; call requires_grad_(True) on what to train"
         )
-    return groups
+    return found
 
 
 def build_optimizer(

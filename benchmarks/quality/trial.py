@@ -1,0 +1,159 @@
+"""One training run of one contestant, from a description to a record.
+
+    python benchmarks/quality/trial.py '{"contestant": "bert-adamw", "rate": 2e-3, "tokens": 65536}'
+"""
+
+import dataclasses
+import json
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from contestants import CONTESTANTS, Sizes
+from corpus import Corpus
+
+from sibert.optim import schedule
+from sibert.training import environment
+from sibert.training.metrics import optimizer_state_bytes
+
+EVALUATIONS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Everything a run depends on but the machine.
+
+    Attributes:
+        contestant: A key of `CONTESTANTS`.
+        rate: Its learning rate; for ClippedSGD the intrinsic learning rate.
+        seed: Of initialisation, order of the text and masks.
+        tokens: Budget of the run.
+        tokens_per_step: Size of a batch.
+        sizes: Of the model.
+        sources: Training text; empty = the text the library brings along.
+        options: Arguments of the contestant's model or optimizer, or of the run ("init_scale", "loss_scale",
+            "warmup_share", "schedule", "dtype"), that differ from its own.
+    """
+
+    contestant: str
+    rate: float
+    seed: int = 0
+    tokens: int = 1 << 21
+    tokens_per_step: int = 1 << 12
+    sizes: Sizes = Sizes()
+    sources: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Trial":
+        """Read a trial from plain data."""
+        fields = dict(record)
+        fields["sizes"] = Sizes(**fields.get("sizes", {}))
+        fields["sources"] = tuple(fields.get("sources", ()))
+        return cls(**fields)
+
+    @property
+    def key(self) -> str:
+        """The same text for the same trial."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def run(trial: Trial, device: str = "cpu") -> dict[str, Any]:
+    """Train, and evaluate along the way.
+
+    Args:
+        trial: What to do.
+        device: Where.
+
+    Returns:
+        The trial and what it measured; "loss" is None where training diverged.
+    """
+    corpus = Corpus(trial.sources)
+    options = dict(trial.options)
+    init_scale, loss_scale = options.pop("init_scale", 1.0), options.pop("loss_scale", 1.0)
+    dtype = getattr(torch, options.pop("dtype", "float32"))
+    contestant = CONTESTANTS[trial.contestant]
+    torch.manual_seed(trial.seed)
+    model = contestant.model(corpus, trial.sizes, **contestant.take_model_options(options)).to(device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(init_scale)
+    model.to(dtype)
+    steps = trial.tokens // trial.tokens_per_step
+    warmup = round(steps * options.pop("warmup_share", contestant.warmup_share))
+    multiplier = schedule(options.pop("schedule", contestant.schedule), steps, warmup)
+    optimizer = contestant.optimizer(model, trial.rate, **options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+
+    sequences = trial.tokens_per_step // corpus.length
+    curve: list[tuple[int, float | None]] = []
+    groups: list[dict[str, Any]] = []
+    train_losses, seconds = [], []
+    began = time.perf_counter()
+    model.train()
+    for step in range(steps):
+        batch = {name: tensor.to(device) for name, tensor in corpus.batch(trial.seed, step, sequences).items()}
+        started = time.perf_counter()
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        (loss_scale * loss).backward()
+        if contestant.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), contestant.max_grad_norm)
+        optimizer.step()
+        train_losses.append(loss.item())  # waits for the device
+        seconds.append(time.perf_counter() - started)
+        scheduler.step()
+        if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
+            value = evaluate(model, corpus, device)
+            curve.append(((step + 1) * trial.tokens_per_step, value if math.isfinite(value) else None))
+            if hasattr(optimizer, "statistics"):
+                groups.append({one.name: group_record(one) for one in optimizer.statistics(reset=True)})
+        if not math.isfinite(train_losses[-1]):
+            curve.append(((step + 1) * trial.tokens_per_step, None))
+            break
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "trial": dataclasses.asdict(trial),
+        "loss": curve[-1][1],
+        "curve": curve,
+        "unigram_entropy": corpus.unigram_entropy,
+        "train_loss_of_the_last_tenth": statistics.fmean(train_losses[-max(1, steps // 10) :]),
+        "seconds": time.perf_counter() - began,
+        "median_seconds_per_step": statistics.median(seconds),
+        "peak_bytes": peak,
+        "optimizer_state_bytes": optimizer_state_bytes(optimizer),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "groups": groups,
+        "environment": environment(),
+    }
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, corpus: Corpus, device: str) -> float:
+    """Masked-LM loss on the validation set, nats per target."""
+    model.eval()
+    total, targets = 0.0, 0
+    for batch in corpus.validation:
+        count = int((batch["labels"] >= 0).sum())
+        total += count * model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.item()
+        targets += count
+    model.train()
+    return total / targets
+
+
+def group_record(statistics: Any) -> dict[str, float | None]:
+    """The instruments of one group: how fast it turns, and whether its norm is that of equilibrium."""
+    chosen = ("intrinsic_lr", "angular_update", "param_norm", "equilibrium_norm", "clipped_fraction")
+    values = {name: getattr(statistics, name) for name in chosen}
+    return {name: float(f"{value:.5g}") if math.isfinite(value) else None for name, value in values.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(Trial.of(json.loads(sys.argv[1])), *sys.argv[2:])))
