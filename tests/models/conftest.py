@@ -4,9 +4,9 @@ import torch
 from sibert.models import SibertConfig
 
 
-@pytest.fixture
-def config():
-    return SibertConfig.of_size("nano", vocab_size=97, max_position_embeddings=40)
+@pytest.fixture(params=["joint", "matrix"])
+def config(request):
+    return SibertConfig.of_size("nano", vocab_size=97, max_position_embeddings=40, invariance=request.param)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sibert.models import SibertForMaskedLM, SibertModel
+from sibert.models import SibertConfig, SibertForMaskedLM, SibertModel
 from sibert.models.modeling_sibert import (
     SibertAffineNorm,
     SibertAttention,
@@ -16,6 +16,11 @@ from sibert.models.modeling_sibert import (
 from sibert.ops import layer_norm
 from tests.assertions import assert_homogeneous, assert_not_homogeneous, euler_residual
 from tests.models.builders import deep_config, roughened
+
+
+@pytest.fixture
+def config():
+    return SibertConfig.of_size("nano", vocab_size=97, max_position_embeddings=40, invariance="joint")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from sibert.models import (
+    INVARIANCES,
     SIZES,
     SibertConfig,
     SibertForMaskedLM,
@@ -81,17 +82,30 @@ def test_every_parameter_gets_a_finite_gradient_and_a_group(model_class, config,
     )
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    (group,) = model.scale_invariant_groups().values()
-    assert {name for name, _ in group} == {
-        name for name, _ in model.named_parameters() if model_class is SibertModel or name.startswith("sibert.")
-    }
+    groups = model.scale_invariant_groups()
+    members = {name for group in groups.values() for name, _ in group.members}
+    if config.invariance == "joint":
+        assert list(groups) == ["encoder"]
+        assert members == {
+            name for name, _ in model.named_parameters() if model_class is SibertModel or name.startswith("sibert.")
+        }
+    else:
+        task_heads = ("classifier.", "qa_outputs.")
+        assert {name for name, p in model.named_parameters() if p.dim() == 2 and not name.startswith(task_heads)} == (
+            members - {"decoder.weight"}
+        )
 
 
-def test_initialisation_is_the_table_in_its_docstring():
-    model = SibertForMaskedLM(SibertConfig.of_size("tiny", vocab_size=500))
+@pytest.mark.parametrize("invariance", INVARIANCES)
+def test_initialisation_is_the_table_in_its_docstring(invariance):
+    model = SibertForMaskedLM(SibertConfig.of_size("tiny", vocab_size=500, invariance=invariance))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all(), name
+        elif name.endswith("gain"):
+            assert (parameter == 0.5).all(), name  # two layers, four branches
+        elif name == "decoder.log_scale":
+            assert parameter.exp().item() == pytest.approx(8.0)
         elif "norm" in name:
             assert (parameter == 1).all(), name
         else:
@@ -195,7 +209,8 @@ def test_resize_token_embeddings(config, batch):
     logits = model(**batch).logits
     assert logits.shape[-1] == 120
     torch.testing.assert_close(logits[..., :97], old)
-    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == (config.invariance != "joint")
 
 
 @pytest.mark.slow
@@ -260,7 +275,9 @@ def test_errors_teach(config, batch):
     with pytest.raises(StrictDataclassError, match="multiple of num_attention_heads"):
         SibertConfig(hidden_size=30, num_attention_heads=4)
     with pytest.raises(StrictDataclassError, match="tie_word_embeddings must be False"):
-        SibertConfig(tie_word_embeddings=True)
+        SibertConfig(invariance="joint", tie_word_embeddings=True)
+    with pytest.raises(StrictDataclassError, match="invariance must be one of joint, matrix, row, got 'column'"):
+        SibertConfig(invariance="column")
     with pytest.raises(StrictDataclassError, match="vocab_size must be at least 1"):
         SibertConfig(vocab_size=0)
     with pytest.raises(StrictDataclassError, match="hidden_dropout_prob"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sibert.optim import ClippedSGD, Hybrid, Lamb, build_optimizer, param_groups
+from sibert.optim import ClippedSGD, Hybrid, InvariantGroup, Lamb, build_optimizer, param_groups
 
 
 class Toy(nn.Module):
@@ -17,9 +17,8 @@ class Toy(nn.Module):
         return self.head(self.encoder(x))
 
     def scale_invariant_groups(self):
-        return {
-            "encoder": [(f"encoder.{name}", p) for name, p in self.encoder.named_parameters(remove_duplicate=False)]
-        }
+        members = [(f"encoder.{name}", p) for name, p in self.encoder.named_parameters(remove_duplicate=False)]
+        return {"encoder": InvariantGroup(members)}
 
 
 class Wrapped(nn.Module):
@@ -88,10 +87,10 @@ def test_a_parameter_tied_within_its_group_is_there_once():
 def test_wrong_declarations_are_refused():
     model = Toy()
     everything = model.scale_invariant_groups()["encoder"]
-    model.scale_invariant_groups = lambda: {"a": everything, "b": everything[:1]}
+    model.scale_invariant_groups = lambda: {"a": everything, "b": InvariantGroup(everything.members[:1])}
     with pytest.raises(ValueError, match=r"encoder\.0\.weight is in the groups 'a' and 'b'"):
         param_groups(model)
-    model.scale_invariant_groups = lambda: {"a": [("stranger", nn.Parameter(torch.ones(1)))]}
+    model.scale_invariant_groups = lambda: {"a": InvariantGroup([("stranger", nn.Parameter(torch.ones(1)))])}
     with pytest.raises(ValueError, match="stranger of the group 'a' is not a parameter"):
         param_groups(model)
     model.scale_invariant_groups = lambda: {"head": everything}
@@ -99,6 +98,15 @@ def test_wrong_declarations_are_refused():
         param_groups(model)
     with pytest.raises(TypeError, match="scale_invariant_groups"):
         param_groups(nn.Linear(2, 2))
+
+
+def test_a_group_says_whether_its_rows_are_invariant_one_by_one():
+    model = Toy()
+    members = [(name, p) for name, p in model.named_parameters() if name.startswith("encoder.0")]
+    rest = [(name, p) for name, p in model.named_parameters() if name.startswith("encoder.1")]
+    model.scale_invariant_groups = lambda: {"rows": InvariantGroup(members, rows=True), "rest": InvariantGroup(rest)}
+    optimizer = build_optimizer(model, intrinsic_lr=0.01).optimizers[0]
+    assert [(group["name"], group["rows"]) for group in optimizer.param_groups] == [("rows", True), ("rest", False)]
 
 
 def test_build_optimizer_gives_each_part_its_own():

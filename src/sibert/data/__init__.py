@@ -1,7 +1,7 @@
 """Text in, masked batches out: corpora, tokenizers, packing, masking and sampling."""
 
 from sibert.data.corpora import Corpus, CorpusReport, load_corpus
-from sibert.data.frequencies import log_frequencies
+from sibert.data.frequencies import TokenFrequencies
 from sibert.data.masking import MaskedDataset, unigram_entropy
 from sibert.data.preparation import PreparedCorpus, prepare_corpus
 from sibert.data.sampling import EpochSampler, collate
@@ -14,6 +14,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "Corpus",
     "CorpusReport",
     "PreparedCorpus",
+    "TokenFrequencies",
     "find_sources",
     "load_corpus",
     "prepare_corpus",
@@ -25,6 +26,5 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "MaskedDataset",
     "StreamingMaskedDataset",
     "collate",
-    "log_frequencies",
     "unigram_entropy",
 ]

@@ -19,7 +19,7 @@ from sibert.data.tokenizer import continuation_table, special_table
 IGNORED = -100
 
 # Of the targets, 80 % are replaced by [MASK], 10 % by a random token, 10 % are left (arXiv:1810.04805, section 3.1).
-_MASKED = 0.8
+MASKED = 0.8
 _MASKED_OR_RANDOM = 0.9
 
 
@@ -115,7 +115,7 @@ class Masking:
         labels_P[:count] = originals
         random_ids = self.ordinary[(replacement_P[:count] * len(self.ordinary)).astype(np.int64)]
         new_ids = np.where(fate_P[:count] < _MASKED_OR_RANDOM, random_ids, originals)
-        new_ids[fate_P[:count] < _MASKED] = self.mask_id
+        new_ids[fate_P[:count] < MASKED] = self.mask_id
         corrupted_T[chosen] = new_ids
         return corrupted_T, positions_P, labels_P
 

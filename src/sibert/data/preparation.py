@@ -21,7 +21,7 @@ from sibert.data.cache import (
     write_json,
 )
 from sibert.data.corpora import Corpus, CorpusReport, DocumentRule, check_fraction, choose_rule, load_corpus
-from sibert.data.frequencies import log_frequencies
+from sibert.data.frequencies import TokenFrequencies
 from sibert.data.masking import MaskedDataset
 from sibert.data.packing import (
     Layout,
@@ -97,16 +97,17 @@ class PreparedCorpus:
         """
         return MaskedDataset(self.validation, self.tokenizer, mask_rate, whole_word, seed, fixed=True)
 
-    def log_frequencies(self) -> torch.Tensor:
-        """Log frequencies of the tokens of the training split (of a stream: of its beginning).
+    def frequencies(self) -> TokenFrequencies:
+        """Count the tokens of the training split (of a stream: of its beginning).
 
         Returns:
-            See `sibert.data.frequencies.log_frequencies`.
+            The counts of all tokens.
         """
         if isinstance(self.train, DocumentStream):
-            return log_frequencies([first_blocks(self.train, self.tokenizer, _STREAM_FREQUENCY_BLOCKS)], self.tokenizer)
+            blocks = first_blocks(self.train, self.tokenizer, _STREAM_FREQUENCY_BLOCKS)
+            return TokenFrequencies.of([blocks], self.tokenizer)
         rows = self.train.with_format("numpy", columns=["input_ids"])
-        return log_frequencies((batch["input_ids"] for batch in rows.iter(batch_size=4096)), self.tokenizer)
+        return TokenFrequencies.of((batch["input_ids"] for batch in rows.iter(batch_size=4096)), self.tokenizer)
 
 
 def prepare_corpus(

@@ -12,7 +12,8 @@ from transformers import (
 )
 
 from sibert.models.bert_twin import BertTwinForMaskedLM, BertTwinForPreTraining
-from sibert.models.configuration_sibert import SIZES, SibertConfig, size_of
+from sibert.models.configuration_sibert import INVARIANCES, SIZES, SibertConfig, size_of
+from sibert.models.initialization import initialize_from_frequencies
 from sibert.models.modeling_sibert import (
     SibertForMaskedLM,
     SibertForMultipleChoice,
@@ -27,8 +28,10 @@ from sibert.models.modeling_sibert import (
 
 __all__ = [  # noqa: RUF022  (grouped by what they do)
     # configuration
+    "INVARIANCES",
     "SIZES",
     "SibertConfig",
+    "initialize_from_frequencies",
     "size_of",
     # models
     "SibertForMaskedLM",

@@ -303,10 +303,9 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
         Returns:
             Group name -> group, parameter names as in `named_parameters()` of this model. "joint": all parameters of
-            the encoder are one group. Otherwise every matrix is a group of its own, and a group of rows where each row
-            may be scaled on its own: all tables and cosine layers, and every matrix with invariance "row". For every
-            c > 0, multiplying a group (or a row of a group of rows) by c leaves `last_hidden_state`, and so every loss,
-            unchanged. What is in no group is head.
+            the encoder are one group. Otherwise every matrix and every table is a group of its own; with "row", those
+            of `SibertLinear` are groups of rows. For every c > 0, multiplying a group (or a row of a group of rows) by
+            c leaves `last_hidden_state`, and so every loss, unchanged. What is in no group is head.
         """
         names: dict[int, list[str]] = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
@@ -317,10 +316,9 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         groups = {}
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding | SibertLinear | SibertCosineLinear):
-                weight, rows = module.weight, not isinstance(module, SibertLinear) or module.by_row
-                members = [(own, weight) for own in names.pop(id(weight), [])]
+                members = [(own, module.weight) for own in names.pop(id(module.weight), [])]
                 if members:  # a tied weight belongs to the first module that has it
-                    groups[name] = InvariantGroup(members, rows=rows)
+                    groups[name] = InvariantGroup(members, rows=getattr(module, "by_row", False))
         return groups
 
 

@@ -14,13 +14,22 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
-from sibert.data import CorpusReport, MaskedDataset, PreparedCorpus, collate, prepare_corpus, unigram_entropy
+from sibert.data import (
+    CorpusReport,
+    MaskedDataset,
+    PreparedCorpus,
+    TokenFrequencies,
+    collate,
+    prepare_corpus,
+    unigram_entropy,
+)
 from sibert.models import (
     BertTwinForMaskedLM,
     BertTwinForPreTraining,
     SibertConfig,
     SibertForMaskedLM,
     SibertForPreTraining,
+    initialize_from_frequencies,
     size_of,
 )
 from sibert.optim import Lamb, build_optimizer, schedule, schedule_groups
@@ -43,7 +52,7 @@ HEAD_WARMUP_SHARE = 0.01
 
 
 def build_model(
-    recipe: PretrainRecipe, vocab_size: int, pad_token_id: int, log_frequencies: torch.Tensor | None = None
+    recipe: PretrainRecipe, vocab_size: int, pad_token_id: int, frequencies: TokenFrequencies | None = None
 ) -> PreTrainedModel:
     """Make and initialise the model of a recipe.
 
@@ -51,7 +60,7 @@ def build_model(
         recipe: The recipe; its seed determines the initialisation.
         vocab_size: Number of tokens of the tokenizer.
         pad_token_id: Its padding token.
-        log_frequencies: Initial bias [V] of the decoder, for SIBERT and twin alike; None = 0.
+        frequencies: Of the tokens, from which SIBERT and twin start (`initialize_from_frequencies`); None = not known.
 
     Returns:
         SIBERT or its BERT twin, with the encoder's parameters multiplied by `initial_scale`.
@@ -74,9 +83,8 @@ def build_model(
     else:
         twin_config = BertConfig(**fields)
         model = BertTwinForPreTraining(twin_config) if recipe.next_sentence else BertTwinForMaskedLM(twin_config)
-    if log_frequencies is not None:
-        with torch.no_grad():
-            model.get_output_embeddings().bias.copy_(log_frequencies)
+    if frequencies is not None:
+        initialize_from_frequencies(model, frequencies.log_targets(), frequencies.inputs(recipe.mask_rate))
     if recipe.initial_scale != 1.0:
         with torch.no_grad():
             for parameter in model.base_model.parameters():
@@ -299,7 +307,7 @@ def _build_trainer(
             f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than one batch of "
             f"{batch}; give more text, or a smaller --batch-size or --seq-length"
         )
-    model = build_model(recipe, len(tokenizer), tokenizer.pad_token_id, corpus.log_frequencies())
+    model = build_model(recipe, len(tokenizer), tokenizer.pad_token_id, corpus.frequencies())
     optimizer, lr_schedule = build_training_optimizer(recipe, model)
     trainer = PretrainTrainer(
         model=model,

@@ -1,0 +1,207 @@
+"""Who competes: a model, an optimizer, and the rates to try. Everything else is equal.
+
+AdamW, LAMB, Muon and Adafactor warm up during the first tenth of a run and clip gradients at norm 1, as is customary for
+BERT; SGD and ClippedSGD do neither, SinkGD needs no clipping because it normalises. All follow a cosine to 0.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from baselines import NormalizedBert, PreNormBert, Projected, SinkGD, prenorm_config
+from corpus import Corpus
+from torch import nn
+from torch.optim import Optimizer
+from transformers import BertConfig
+
+from sibert.models import BertTwinForMaskedLM, SibertConfig, SibertForMaskedLM
+from sibert.optim import Hybrid, Lamb, build_optimizer
+
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of an encoder; the defaults have 0.8 M parameters without embeddings."""
+
+    num_hidden_layers: int = 4
+    hidden_size: int = 128
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the table.
+
+    Attributes:
+        label: Its name in tables.
+        model: Makes the model, initialised.
+        optimizer: Makes the optimizer for a rate.
+        rates: The grid of the search.
+        warmup_share: Part of the run during which the rate rises.
+        max_grad_norm: Absolute clipping; None = none.
+        model_options: Names of the options that are the model's; others are the optimizer's.
+    """
+
+    label: str
+    model: Callable[..., nn.Module]
+    optimizer: Callable[..., Optimizer]
+    rates: tuple[float, ...]
+    warmup_share: float = 0.0
+    max_grad_norm: float | None = None
+    model_options: tuple[str, ...] = ()
+    schedule: str = "cosine"
+
+    def take_model_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Take out of some options those that are the model's."""
+        return {name: options.pop(name) for name in self.model_options if name in options}
+
+
+def _shape(corpus: Corpus, sizes: Sizes) -> dict[str, Any]:
+    return {"vocab_size": corpus.vocabulary, **vars(sizes)}
+
+
+def _start_at_frequencies(model: nn.Module, corpus: Corpus) -> nn.Module:
+    """Begin with the unigram distribution, all contestants alike."""
+    decoder = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else model.decoder
+    with torch.no_grad():
+        decoder.bias.copy_(corpus.log_frequencies)
+    return model
+
+
+def postnorm(corpus: Corpus, sizes: Sizes) -> nn.Module:
+    """BERT as it was published: PostNorm, GELU, tied decoder."""
+    config = BertConfig(
+        **_shape(corpus, sizes),
+        max_position_embeddings=corpus.length,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return _start_at_frequencies(BertTwinForMaskedLM(config), corpus)
+
+
+def prenorm(corpus: Corpus, sizes: Sizes) -> nn.Module:
+    """BERT with the normalisation at the beginning of each branch."""
+    config = prenorm_config(
+        corpus.length, **_shape(corpus, sizes), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    return _start_at_frequencies(PreNormBert(config), corpus)
+
+
+def normalized(corpus: Corpus, sizes: Sizes) -> nn.Module:
+    """An nGPT-style encoder."""
+    model = NormalizedBert(
+        corpus.vocabulary,
+        corpus.length,
+        sizes.hidden_size,
+        sizes.num_attention_heads,
+        sizes.intermediate_size,
+        sizes.num_hidden_layers,
+    )
+    return _start_at_frequencies(model, corpus)
+
+
+def sibert(invariance: str) -> Callable[..., nn.Module]:
+    """SIBERT at a granularity of invariance."""
+
+    def make(corpus: Corpus, sizes: Sizes, **options: Any) -> nn.Module:
+        config = SibertConfig(
+            **_shape(corpus, sizes),
+            max_position_embeddings=corpus.length,
+            type_vocab_size=0,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            invariance=invariance,
+            **options,
+        )
+        return _start_at_frequencies(SibertForMaskedLM(config), corpus)
+
+    return make
+
+
+def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices, which decay, and vectors, which do not."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    return matrices, [p for p in model.parameters() if p.dim() < 2]
+
+
+def _hidden(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices of the hidden layers, and everything else: embeddings, decoder and vectors."""
+    ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    ends |= {id(p) for name, p in model.named_parameters() if "embeddings" in name}
+    hidden = [p for p in model.parameters() if p.dim() == 2 and id(p) not in ends]
+    chosen = {id(p) for p in hidden}
+    return hidden, [p for p in model.parameters() if id(p) not in chosen]
+
+
+def adamw(model: nn.Module, rate: float, weight_decay: float = WEIGHT_DECAY, betas: tuple[float, float] = BETAS) -> Optimizer:
+    """AdamW as BERT's successors use it."""
+    matrices, vectors = _split(model)
+    groups: list[Mapping[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def lamb(model: nn.Module, rate: float, weight_decay: float = 0.01) -> Optimizer:
+    """LAMB, Algorithm 2 of its paper."""
+    matrices, vectors = _split(model)
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return Lamb(groups, lr=rate, betas=(0.9, 0.999), weight_decay=weight_decay)
+
+
+def muon(model: nn.Module, rate: float) -> Optimizer:
+    """Muon for the hidden matrices, AdamW at the same rate for the rest, by the update size that AdamW would have."""
+    hidden, rest = _hidden(model)
+    muon = torch.optim.Muon(hidden, lr=rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+    return Hybrid([muon, torch.optim.AdamW(rest, lr=rate, betas=BETAS, weight_decay=0.0)])
+
+
+def adafactor(model: nn.Module, rate: float) -> Optimizer:
+    """Adafactor of torch, with an external rate."""
+    return torch.optim.Adafactor(model.parameters(), lr=rate, eps=(None, 1e-3), d=1.0)
+
+
+def sgd(model: nn.Module, rate: float) -> Optimizer:
+    """Plain SGD."""
+    return torch.optim.SGD(model.parameters(), lr=rate)
+
+
+def sinkgd(model: nn.Module, rate: float) -> Optimizer:
+    """SinkGD for the hidden matrices; AdamW for embeddings, decoder and vectors, as its authors use it."""
+    hidden, rest = _hidden(model)
+    return Hybrid([SinkGD(hidden, lr=rate), torch.optim.AdamW(rest, lr=rate, betas=BETAS, weight_decay=0.0)])
+
+
+def projected_adam(model: NormalizedBert, rate: float) -> Optimizer:
+    """Adam, and matrices brought back to the sphere after each step."""
+    return Projected(model.parameters(), lr=rate, project=model.project)
+
+
+def clipped_sgd(model: nn.Module, rate: float, **options: Any) -> Optimizer:
+    """What `sibert pretrain` uses: ClippedSGD in intrinsic mode."""
+    return build_optimizer(model, intrinsic_lr=rate, **options)
+
+
+def grid(lowest: float, highest: float, count: int = 8) -> tuple[float, ...]:
+    """Equal ratios, two digits."""
+    ratio = (highest / lowest) ** (1 / (count - 1))
+    return tuple(float(f"{lowest * ratio**i:.2g}") for i in range(count))
+
+
+ADAPTIVE: dict[str, Any] = {"warmup_share": 0.1, "max_grad_norm": 1.0}
+CONTESTANTS: dict[str, Contestant] = {
+    "bert-postnorm-adamw": Contestant("BERT (PostNorm), AdamW", postnorm, adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
+    "bert-prenorm-adamw": Contestant("BERT (PreNorm), AdamW", prenorm, adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
+    "bert-lamb": Contestant("BERT, LAMB", prenorm, lamb, grid(1e-3, 1.28e-1), **ADAPTIVE),
+    "bert-muon": Contestant("BERT, Muon + AdamW", prenorm, muon, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
+    "bert-adafactor": Contestant("BERT, Adafactor", prenorm, adafactor, grid(1e-3, 1.28e-1), **ADAPTIVE),
+    "bert-sgd": Contestant("BERT, SGD", prenorm, sgd, grid(1e-2, 10.0)),
+    "bert-clipped-sgd": Contestant("BERT, SGD with clipping at norm 1", prenorm, sgd, grid(1e-2, 10.0), max_grad_norm=1.0),
+    "bert-sinkgd": Contestant("BERT, SinkGD + AdamW", prenorm, sinkgd, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
+    "ngpt-adam": Contestant("nGPT-style encoder, Adam", normalized, projected_adam, grid(2.5e-4, 3.2e-2)),
+    "sibert-joint": Contestant("SIBERT joint (the paper), ClippedSGD", sibert("joint"), clipped_sgd, grid(2e-4, 2.56e-2)),
+    "sibert-matrix": Contestant("SIBERT matrix, ClippedSGD", sibert("matrix"), clipped_sgd, grid(2e-4, 2.56e-2)),
+    "sibert-row": Contestant("SIBERT row, ClippedSGD", sibert("row"), clipped_sgd, grid(2e-4, 2.56e-2)),
+}
