@@ -94,11 +94,20 @@ class NormalizedBert(nn.Module):
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         self.layers = nn.ModuleList([_NormalizedLayer(width, heads, feed_forward, layers) for _ in range(layers)])
         self.decoder = nn.Linear(width, vocabulary)
+        self.config = None
         self.logit_scale = _Scale((vocabulary,), 1.0, 1.0 / math.sqrt(width))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=1.0 / math.sqrt(width))
         self.project()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of token vectors."""
+        return self.tokens
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The decoder."""
+        return self.decoder
 
     @torch.no_grad()
     def project(self) -> None:

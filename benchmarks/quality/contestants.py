@@ -15,10 +15,11 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import BertConfig
 
-from sibert.models import BertTwinForMaskedLM, SibertConfig, SibertForMaskedLM
+from sibert.models import BertTwinForMaskedLM, SibertConfig, SibertForMaskedLM, initialize_from_frequencies
 from sibert.optim import Hybrid, Lamb, build_optimizer
 
 BETAS = (0.9, 0.98)
+MASK_RATE = 0.15
 WEIGHT_DECAY = 0.1
 
 
@@ -66,9 +67,7 @@ def _shape(corpus: Corpus, sizes: Sizes) -> dict[str, Any]:
 
 def _start_at_frequencies(model: nn.Module, corpus: Corpus) -> nn.Module:
     """Begin with the unigram distribution, all contestants alike."""
-    decoder = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else model.decoder
-    with torch.no_grad():
-        decoder.bias.copy_(corpus.log_frequencies)
+    initialize_from_frequencies(model, corpus.frequencies.log_targets(), corpus.frequencies.inputs(MASK_RATE))
     return model
 
 

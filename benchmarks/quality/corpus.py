@@ -34,7 +34,7 @@ class Corpus:
         self.length = length
         self.vocabulary = len(prepared.tokenizer)
         self.report = prepared.report
-        self.log_frequencies = prepared.log_frequencies()
+        self.frequencies = prepared.frequencies()
         self._prepared = prepared
         self._train: dict[int, MaskedDataset] = {}
         self._order: tuple[tuple[int, int] | None, np.ndarray] = (None, np.empty(0, dtype=np.int64))

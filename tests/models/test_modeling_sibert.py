@@ -102,8 +102,6 @@ def test_initialisation_is_the_table_in_its_docstring(invariance):
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all(), name
-        elif name.endswith("gain"):
-            assert (parameter == 0.5).all(), name  # two layers, four branches
         elif name == "decoder.log_scale":
             assert parameter.exp().item() == pytest.approx(8.0)
         elif "norm" in name:

@@ -45,8 +45,11 @@ def pretrain(
     next_sentence: bool = typer.Option(False, "--next-sentence", help="Sentence pairs, as BERT.", rich_help_panel=DATA),
     model: str = typer.Option("sibert", help="sibert, or bert for its twin.", rich_help_panel=MODEL),
     size: str = typer.Option("mini", help="nano, tiny, mini, small, medium, base, large.", rich_help_panel=MODEL),
+    invariance: str = typer.Option(
+        "matrix", help="What may be rescaled alone: joint (the paper), matrix, row.", rich_help_panel=MODEL
+    ),
     dropout: float = typer.Option(0.0, help="Dropout of branches and attention weights.", rich_help_panel=MODEL),
-    initial_scale: float = typer.Option(1.0, help="Factor on all initial encoder parameters.", rich_help_panel=MODEL),
+    initial_scale: float = typer.Option(1.0, help="Factor on all scale-invariant parameters at the start.", rich_help_panel=MODEL),
     optimizer: str = typer.Option(
         None, help="clipped_sgd (SIBERT); adamw, lamb, sgd (twin).", rich_help_panel=OPTIMIZER
     ),

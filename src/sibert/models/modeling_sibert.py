@@ -28,13 +28,14 @@ That is `invariance="joint"`, the model of the paper. The other two are ours. Th
 parts has degree 0 in every single parameter, because each part normalises what it hands on; u(w) = w/|w|:
 
     N(u(token row) + u(position row) [+ u(segment row)])
-    each layer: stream + gain * N(branch(N(stream)))      the branches as above, without biases
+    each layer: stream + N(branch(N(stream))) / sqrt(2 layers), the branches as above, without biases
     masked-LM head: N(ReLU(W N(stream)))
     logits: scale * cos(head, token row) + bias of the token, the rows tied to the embeddings
 
 "matrix" is invariant to the scale of every matrix, because the branch is homogeneous in each of its matrices; "row"
-uses u(w) for every row of every matrix as well. Of the parameters, gains, biases and the scale of the logits alone
-are not invariant: vectors and scalars.
+uses u(w) for every row of every matrix as well. Two parameters are not invariant: the bias and the scale of the
+logits. Gains for the branches, softmax attention with cosine scores, and a head or decoder of other forms were tried and
+were no better (LOGBOOK, 2026-11-23).
 
 Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
 V = vocabulary, P = predicted positions, L = labels, C = choices.
@@ -241,26 +242,28 @@ class SibertFeedForward(nn.Module):
 
 
 class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
-    """One PreNorm layer: x + ATTN(N(x)), then x + FF(N(x)); (2; 2). Not joint: each branch f as gain * N(f(N(x)))."""
+    """One PreNorm layer: x + ATTN(N(x)), then x + FF(N(x)); (2; 2).
+
+    Not joint: each branch f as N(f(N(x))) / sqrt(2 layers), so that all branches together weigh as much as the
+    embeddings.
+    """
 
     def __init__(self, config: SibertConfig):
         super().__init__()
         self.attention = SibertAttention(config)
         self.feed_forward = SibertFeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        joint = config.invariance == "joint"
-        self.attention_gain = None if joint else nn.Parameter(torch.ones(config.hidden_size))
-        self.feed_forward_gain = None if joint else nn.Parameter(torch.ones(config.hidden_size))
+        self.branch_weight = None if config.invariance == "joint" else 1.0 / math.sqrt(2 * config.num_hidden_layers)
 
     def forward(self, stream_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False) -> Tensor:
         mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, need_weights=need_weights)
-        stream_BTD = stream_BTD + self._branch(mixed_BTD, self.attention_gain)
-        fed_BTD = self.feed_forward(layer_norm(stream_BTD))
-        return stream_BTD + self._branch(fed_BTD, self.feed_forward_gain)
+        stream_BTD = self._add(stream_BTD, mixed_BTD)
+        return self._add(stream_BTD, self.feed_forward(layer_norm(stream_BTD)))
 
-    def _branch(self, branch_BTD: Tensor, gain_D: Tensor | None) -> Tensor:
-        branch_BTD = self.dropout(branch_BTD if gain_D is None else layer_norm(branch_BTD))
-        return branch_BTD if gain_D is None else branch_BTD * gain_D
+    def _add(self, stream_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
+        if self.branch_weight is None:
+            return stream_BTD + self.dropout(branch_BTD)
+        return stream_BTD + self.branch_weight * self.dropout(layer_norm(branch_BTD))
 
 
 class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -282,7 +285,6 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         | linear weights, embeddings | normal, std `initializer_range`, cut at two standard deviations |
         | biases | 0 |
         | gains of normalisations | 1 |
-        | gains of branches | 1 / sqrt(number of branches): together the branches weigh as much as the embeddings |
         | scale of the logits | `INITIAL_LOGIT_SCALE` |
         """
         std = self.config.initializer_range
@@ -294,9 +296,6 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             init.zeros_(module.bias)
         if isinstance(module, SibertCosineLinear):
             init.constant_(module.log_scale, math.log(INITIAL_LOGIT_SCALE))
-        elif isinstance(module, SibertLayer) and module.attention_gain is not None:
-            for gain in (module.attention_gain, module.feed_forward_gain):
-                init.constant_(gain, 1.0 / math.sqrt(2 * self.config.num_hidden_layers))
 
     def scale_invariant_groups(self) -> dict[str, InvariantGroup]:
         """Name the parameters that can be scaled together without changing the output.

@@ -32,7 +32,7 @@ from sibert.models import (
     initialize_from_frequencies,
     size_of,
 )
-from sibert.optim import Lamb, build_optimizer, schedule, schedule_groups
+from sibert.optim import Lamb, ScaleInvariantModel, build_optimizer, schedule, schedule_groups
 from sibert.training.callbacks import ProgressCallback, SignalCallback, exit_status
 from sibert.training.checkpoints import discard_after, latest_checkpoint
 from sibert.training.environment import environment
@@ -63,7 +63,7 @@ def build_model(
         frequencies: Of the tokens, from which SIBERT and twin start (`initialize_from_frequencies`); None = not known.
 
     Returns:
-        SIBERT or its BERT twin, with the encoder's parameters multiplied by `initial_scale`.
+        SIBERT or its BERT twin, scaled by `initial_scale`.
     """
     set_seed(recipe.seed)
     fields: dict[str, Any] = {
@@ -78,7 +78,8 @@ def build_model(
     model: PreTrainedModel
     if recipe.model == "sibert":
         # Without pairs all tokens are of one type, whose embedding would only be in the way (see `SibertConfig`).
-        config = SibertConfig(**fields, type_vocab_size=2 if recipe.next_sentence else 0)
+        segments = 2 if recipe.next_sentence else 0
+        config = SibertConfig(**fields, invariance=recipe.invariance, type_vocab_size=segments)
         model = SibertForPreTraining(config) if recipe.next_sentence else SibertForMaskedLM(config)
     else:
         twin_config = BertConfig(**fields)
@@ -86,14 +87,22 @@ def build_model(
     if frequencies is not None:
         initialize_from_frequencies(model, frequencies.log_targets(), frequencies.inputs(recipe.mask_rate))
     if recipe.initial_scale != 1.0:
-        with torch.no_grad():
-            for parameter in model.base_model.parameters():
-                parameter.mul_(recipe.initial_scale)
+        _scale(model, recipe.initial_scale)
     if recipe.gradient_checkpointing:
         # Later 5.x versions of transformers renamed the method and warn about the old name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
     return model
+
+
+@torch.no_grad()
+def _scale(model: PreTrainedModel, factor: float) -> None:
+    if isinstance(model, ScaleInvariantModel):
+        parameters = [p for group in model.scale_invariant_groups().values() for _, p in group.members]
+    else:
+        parameters = list(model.base_model.parameters())
+    for parameter in {id(p): p for p in parameters}.values():
+        parameter.mul_(factor)
 
 
 def build_training_optimizer(

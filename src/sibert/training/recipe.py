@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sibert.models import SIZES
+from sibert.models import INVARIANCES, SIZES
 
 __all__ = ["PretrainRecipe"]
 
@@ -31,8 +31,9 @@ class PretrainRecipe:
     `streaming`, `validation_fraction`, `tokenizer` (a folder or hub name; None = trained from the data), `vocab_size`,
     `lowercase`, `seq_length` (tokens), `mask_rate`, `whole_word`, `next_sentence`.
 
-    Model: `model`, `size` (a key of `SIZES`), `dropout`, `initial_scale` (all encoder parameters are multiplied by it
-    before the first step; a scale-invariant run does not care).
+    Model: `model`, `size` (a key of `SIZES`), `invariance` (of SIBERT; "joint" is the paper's model), `dropout`,
+    `initial_scale` (all scale-invariant parameters, of the twin all encoder parameters, are multiplied by it before the
+    first step; a scale-invariant run does not care).
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
     eta * lambda (None = 10 / steps, at most 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no
@@ -63,6 +64,7 @@ class PretrainRecipe:
 
     model: Model = "sibert"
     size: str = "mini"
+    invariance: str = "matrix"
     dropout: float = 0.0
     initial_scale: float = 1.0
 
@@ -100,6 +102,7 @@ class PretrainRecipe:
             "documents": ("auto", "file", "blank-line"),
             "model": get_args(Model),
             "size": tuple(SIZES),
+            "invariance": INVARIANCES,
             "optimizer": (None, *get_args(OptimizerName)),
             "schedule": get_args(ScheduleName),
             "precision": get_args(Precision),
