@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sibert.ops import affine_layer_norm, layer_norm
+from sibert.ops import affine_layer_norm, layer_norm, unit_rows
+from sibert.ops import normalize
 from tests.assertions import assert_homogeneous, assert_not_homogeneous
 
 
@@ -82,6 +83,71 @@ def test_gradient_is_right_to_second_order():
     assert torch.autograd.gradgradcheck(layer_norm, x)
 
 
-def test_integers_are_refused():
-    with pytest.raises(TypeError, match="floating-point"):
-        layer_norm(torch.ones(2, 3, dtype=torch.long))
+@pytest.mark.parametrize("function", [layer_norm, unit_rows])
+@given(exponents=st.lists(st.integers(-60, 60), min_size=4, max_size=4), seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_powers_of_two_for_each_row_change_no_bit_of_output_and_gradient(function, exponents, seed):
+    """Also where the host sees that one row needs care, and all of them take the careful way."""
+    generator = torch.Generator().manual_seed(seed)
+    x, cotangent = torch.randn(4, 33, generator=generator), torch.randn(4, 33, generator=generator)
+    factors = 2.0 ** torch.tensor(exponents)[:, None]
+    x.requires_grad_()
+    scaled = (x.detach() * factors).requires_grad_()
+    y, scaled_y = function(x), function(scaled)
+    assert torch.equal(scaled_y, y)
+    (gradient,), (scaled_gradient,) = (
+        torch.autograd.grad(out, leaf, cotangent) for out, leaf in ((y, x), (scaled_y, scaled))
+    )
+    assert torch.equal(scaled_gradient * factors, gradient)
+
+
+@pytest.mark.parametrize("function", [layer_norm, unit_rows])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_way_without_a_look_gives_the_same_bits(function, dtype, monkeypatch):
+    """What the host decides on the CPU, tensors decide elsewhere."""
+    x = torch.randn(5, 7, 33, dtype=dtype, requires_grad=True)
+    cotangent = torch.randn(5, 7, 33, dtype=dtype)
+    fast = function(x)
+    monkeypatch.setattr(normalize, "_host_may_look", lambda _: False)
+    careful = function(x)
+    assert torch.equal(fast, careful)
+    for one, other in zip(*(torch.autograd.grad(y, x, cotangent) for y in (fast, careful)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1.0, 1e20, 3e38])
+def test_unit_rows_have_norm_one_at_any_scale_and_zero_stays_zero(scale):
+    x = torch.nn.functional.normalize(torch.randn(3, 40), dim=1) * scale
+    x[1] = 0.0
+    x.requires_grad_()
+    y = unit_rows(x)
+    (gradient,) = torch.autograd.grad(y, x, torch.randn_like(y) * min(scale, 1.0))
+    norms = y.detach().norm(dim=1)
+    assert norms[1] == 0
+    if scale:
+        torch.testing.assert_close(norms[[0, 2]], torch.ones(2))
+    assert (gradient[1] == 0).all()
+    assert gradient.isfinite().all()
+
+
+def test_unit_rows_have_degree_zero_and_a_gradient_that_is_right_to_second_order():
+    x = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        assert_homogeneous(lambda: unit_rows(x), [x], degree=0, scales=(1e-30, 1e-6, 7.0, 1e30))
+    assert torch.autograd.gradcheck(unit_rows, x)
+    assert torch.autograd.gradgradcheck(unit_rows, x)
+
+
+def test_per_sample_gradients_work():
+    def loss(x):
+        return layer_norm(x).square().sum() + unit_rows(x)[0]
+
+    x = torch.randn(3, 8)
+    each = torch.stack([torch.func.grad(loss)(row) for row in x])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), each)
+
+
+@pytest.mark.parametrize("function", [layer_norm, unit_rows])
+def test_integers_are_refused(function):
+    with pytest.raises(TypeError, match=f"{function.__name__} expects a floating-point tensor"):
+        function(torch.ones(2, 3, dtype=torch.long))

@@ -5,28 +5,34 @@ longer invariant to the scale of the parameters, and once the parameters are sma
 residual stream of SIBERT has degree 2, its variance degree 4, and parameters at 1e-3 of their usual scale make that
 variance 1e-12 of its usual value, far below the customary epsilon of 1e-12 or 1e-5.
 
-What an epsilon is for, a row that is constant, is handled by a test that is itself homogeneous: every row is first
-divided by its largest absolute entry, and then has zero variance if and only if
+What an epsilon is for, a row that is constant, is handled by a test that is itself homogeneous: a row has zero variance
+if and only if
 
-    var <= (8 * machine_eps)^2        which is        var(x) <= (8 * machine_eps * max|x|)^2        for the row itself.
+    var(x) <= (8 * machine_eps * max|x|)^2.
 
 A test for `var > 0` would not do: a constant row of 0.1 in float32 has a variance of rounding errors and would be
 normalised to entries of +-1. Rows of zero variance give output 0 and gradient 0.
 
-The division has two more uses. The squares, and the third power of 1/std in the gradient, can neither overflow nor
-underflow, whatever the scale of x. And a scaling of x by a power of two cancels exactly in it, so the result is the
-same bit for bit.
+Squares, and the third power of 1/std in the gradient, could overflow or underflow. So every row is first divided by the
+power of two next to its largest entry, which cancels, exactly. Where the host may look at the rows, it sees that this is
+not needed, nearly always, and leaves it to torch's fused kernel: that is the same bit for bit, since powers of two do
+not round. For the same reason a scaling of x by a power of two never changes a bit of the result.
 
 Shape suffixes: D = features, `_XD` = any leading dimensions and features, `_X1` = one number a row.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["affine_layer_norm", "layer_norm", "unit_rows"]
 
 ZERO_VARIANCE_ULPS = 8.0
 """A row is constant when its standard deviation is at most this many machine epsilons of its largest entry."""
+
+
+TRUSTED_RANGE = (2.0**-20, 2.0**20)
+"""Norms and standard deviations in between need no scaling, in any dtype: their third powers are far from overflow."""
 
 
 def layer_norm(input_XD: Tensor) -> Tensor:
@@ -48,18 +54,66 @@ def layer_norm(input_XD: Tensor) -> Tensor:
     References:
         Degree (x; 0) in Table 2 of arXiv 2202.00980.
     """
-    if not input_XD.is_floating_point():
-        raise TypeError(f"layer_norm expects a floating-point tensor, got {input_XD.dtype}; convert it with .float()")
-    x_XD = input_XD.float() if input_XD.dtype in (torch.float16, torch.bfloat16) else input_XD
-    # N does not depend on the scale of x, so no gradient passes through the divisor: detaching it is exact.
+    x_XD = _wide(input_XD, "layer_norm")
+    if _host_may_look(x_XD):
+        output_XD, mean_X1, inverse_std_X1 = torch.native_layer_norm(x_XD, x_XD.shape[-1:], None, None, 0.0)
+        if _is_ordinary(mean_X1.detach(), inverse_std_X1.detach(), torch.finfo(x_XD.dtype).eps):
+            return output_XD.to(input_XD.dtype)
+    return _any_layer_norm(x_XD).to(input_XD.dtype)
+
+
+def _any_layer_norm(x_XD: Tensor) -> Tensor:
+    """Normalise rows of any scale, constant ones among them."""
+    x_XD, _ = _at_unit_scale(x_XD)
+    variance_X1, _ = torch.var_mean(x_XD.detach(), dim=-1, correction=0, keepdim=True)
+    # The largest entry lies in [1, 2).
     largest_X1 = x_XD.detach().abs().amax(dim=-1, keepdim=True)
-    x_XD = x_XD / torch.where(largest_X1 > 0, largest_X1, 1.0)
-    centred_XD = x_XD - x_XD.mean(dim=-1, keepdim=True)
-    variance_X1 = centred_XD.square().mean(dim=-1, keepdim=True)
-    constant_X1 = variance_X1 <= (ZERO_VARIANCE_ULPS * torch.finfo(x_XD.dtype).eps) ** 2
+    constant_X1 = variance_X1 <= (ZERO_VARIANCE_ULPS * torch.finfo(x_XD.dtype).eps * largest_X1) ** 2
     # The inner `where` keeps 0/0 out of the gradient; the outer one makes output and gradient of such a row 0.
-    inverse_std_X1 = torch.where(constant_X1, 0.0, torch.where(constant_X1, 1.0, variance_X1).sqrt().reciprocal())
-    return (centred_XD * inverse_std_X1).to(input_XD.dtype)
+    ramp_D = torch.arange(x_XD.shape[-1], dtype=x_XD.dtype, device=x_XD.device)
+    normalised_XD = F.layer_norm(torch.where(constant_X1, ramp_D, x_XD), x_XD.shape[-1:], eps=0.0)
+    return torch.where(constant_X1, 0.0, normalised_XD)
+
+
+def _wide(input_XD: Tensor, caller: str) -> Tensor:
+    if not input_XD.is_floating_point():
+        raise TypeError(f"{caller} expects a floating-point tensor, got {input_XD.dtype}; convert it with .float()")
+    return input_XD.float() if input_XD.dtype in (torch.float16, torch.bfloat16) else input_XD
+
+
+def _host_may_look(tensor: Tensor) -> bool:
+    """Say whether Python may branch on values: eager mode on the CPU, and no function transform at work."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+    )
+
+
+def _is_ordinary(mean_X1: Tensor, inverse_std_X1: Tensor, eps: float) -> bool:
+    """Say whether every row has a trusted scale and is far from constant; NaN is not ordinary."""
+    if not inverse_std_X1.numel():
+        return True
+    smallest, largest = TRUSTED_RANGE
+    low, high = inverse_std_X1.aminmax()
+    # The largest entry is at most |mean| + std sqrt(D); a hundredfold margin covers the second term.
+    far_from_constant = (mean_X1 * inverse_std_X1).abs().amax() * (100 * ZERO_VARIANCE_ULPS * eps) < 1
+    return bool((low > smallest) & (high < largest) & far_from_constant)
+
+
+def _at_unit_scale(x_XD: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide each row by the power of two that brings its largest entry to [1, 2); a row of zeros stays.
+
+    What follows has degree 0, so no gradient passes through the divisor: detaching it is exact.
+    """
+    largest_X1 = x_XD.detach().abs().amax(dim=-1, keepdim=True)
+    _, exponent_X1 = torch.frexp(torch.where(largest_X1 > 0, largest_X1, 1.0))
+    # In two halves, because 2^149 is not a float32. And not ldexp(x, ...): torch 2.13 gets its gradient wrong.
+    half_X1 = torch.div(exponent_X1 - 1, 2, rounding_mode="floor")
+    one_X1 = torch.ones_like(largest_X1)
+    x_XD = x_XD * torch.ldexp(one_X1, -half_X1) * torch.ldexp(one_X1, half_X1 - (exponent_X1 - 1))
+    return x_XD, largest_X1
 
 
 def unit_rows(input_XD: Tensor) -> Tensor:
@@ -78,14 +132,17 @@ def unit_rows(input_XD: Tensor) -> Tensor:
     Raises:
         TypeError: If the input is not a floating-point tensor.
     """
-    if not input_XD.is_floating_point():
-        raise TypeError(f"unit_rows expects a floating-point tensor, got {input_XD.dtype}; convert it with .float()")
-    x_XD = input_XD.float() if input_XD.dtype in (torch.float16, torch.bfloat16) else input_XD
-    # As in `layer_norm`: the largest entry cancels, so squares neither overflow nor underflow.
-    largest_X1 = x_XD.detach().abs().amax(dim=-1, keepdim=True)
-    x_XD = x_XD / torch.where(largest_X1 > 0, largest_X1, 1.0)
+    x_XD = _wide(input_XD, "unit_rows")
     norm_X1 = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
-    return (x_XD / torch.where(largest_X1 > 0, norm_X1, 1.0)).to(input_XD.dtype)
+    if _host_may_look(x_XD):
+        smallest, largest = TRUSTED_RANGE
+        if not norm_X1.numel() or bool(((norm_X1 > smallest) & (norm_X1 < largest)).all()):
+            return (x_XD / norm_X1).to(input_XD.dtype)
+    x_XD, largest_X1 = _at_unit_scale(x_XD)
+    # A row of zeros gets another norm than 0 from entries that lie behind a `where`: no 0/0, also in the gradient.
+    safe_XD = torch.where(largest_X1 > 0, x_XD, 1.0)
+    unit_XD = safe_XD / torch.linalg.vector_norm(safe_XD, dim=-1, keepdim=True)
+    return torch.where(largest_X1 > 0, unit_XD, 0.0).to(input_XD.dtype)
 
 
 def affine_layer_norm(input_XD: Tensor, weight_D: Tensor, bias_D: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def deferred_relu_attention(
     """
     if mask is not None and mask.dim() == 2:
         key_BHTK = key_BHTK * broadcast_mask(mask).transpose(-2, -1)
-    scores_BHST = (query_BHSK @ key_BHTK.transpose(-2, -1)).relu()
+    scores_BHST = (query_BHSK @ key_BHTK.transpose(-2, -1)).relu_()
     if mask is not None and mask.dim() != 2:
         scores_BHST = scores_BHST.masked_fill(~broadcast_mask(mask), 0.0)
     total_BHS1 = row_sums(scores_BHST)
