@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sibert.optim import synchronisation
+
 __all__ = ["GroupStatistics"]
 
 _LAST_STEP = (
@@ -133,13 +135,18 @@ def record_step(
         "angular_update": angular_update,
         "next_param_norm": next_param_norm,
     }
+    added = {"steps": 1.0, "window_steps": 1.0, "window_clipped": clipped, "window_squared_sigma": squared_sigma}
+    if synchronisation.host_may_read(hold.device):
+        if not hold.item():
+            for key, value in last.items():
+                record[key].copy_(value)
+            for key, term in added.items():
+                record[key] += term
+        return
     for key, value in last.items():
         record[key].copy_(torch.where(hold, record[key], value))
-    taken = (~hold).double()
-    record["steps"] += taken
-    record["window_steps"] += taken
-    record["window_clipped"] += torch.where(hold, 0.0, clipped)
-    record["window_squared_sigma"] += torch.where(hold, 0.0, squared_sigma)
+    for key, term in added.items():
+        record[key] += torch.where(hold, 0.0, term)
 
 
 def clear_window(record: dict[str, Tensor]) -> None:

@@ -104,6 +104,54 @@ def group_figures(runs: Sequence[Run], names: Sequence[str], group: str) -> list
     return [figure for figure in candidates if figure is not None]
 
 
+def overview_figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
+    """Angular updates, norms and clipping of all groups of each run, relative to what theory predicts.
+
+    Args:
+        runs: the runs; those with a single group are passed over.
+        names: what to call them in tool tips.
+
+    Returns:
+        The figures that have anything to show.
+    """
+    angles: list[Line] = []
+    norms: list[Line] = []
+    clipped: list[Line] = []
+    for index, run in enumerate(runs):
+        for group in run.invariant_groups if len(run.invariant_groups) > 1 else ():
+            x, angle = run.group_curve(group, "angular_update")
+            expected = np.sqrt(2 * run.group_curve(group, "intrinsic_lr")[1])
+            relative = _root_mean_square(angle) / np.where(expected > 0, expected, np.nan)
+            angles.append(Line(index, group, x, relative, "faint"))
+            x, norm = run.group_curve(group, "param_norm")
+            at, predicted = _equilibrium_norm(run, group)
+            _, here, there = np.intersect1d(x, at, return_indices=True)
+            ratio = norm[here] / np.where(predicted[there] > 0, predicted[there], np.nan)
+            norms.append(Line(index, group, x[here], ratio, "faint"))
+            clipped.append(Line(index, group, *run.group_curve(group, "clipped_fraction"), "faint"))
+    figures = [
+        _figure(
+            "groups-angular-update", "Balanced rotation",
+            "The angular update of every group relative to √(2ηλ): at equilibrium all of them are at 1, whatever the "
+            "size of their gradients. A line below 1 is a group that turns more slowly than its share.",
+            [Panel("angle / √(2ηλ)", angles, from_zero=True)], names, [("faint", "one group")],
+        ),
+        _figure(
+            "groups-norm", "Norms of the groups",
+            "The norm of every group relative to the norm at which its gradients and weight decay balance; the way "
+            "there takes about 1/(4ηλ) steps.",
+            [Panel("‖x‖ / equilibrium", norms, from_zero=True)], names, [("faint", "one group")],
+        ),
+        _figure(
+            "groups-clipping", "Clipping of the groups",
+            "The share of steps in which the gradient of a group was longer than √C times that of equilibrium, and was "
+            "shortened.",
+            [Panel("clipped fraction of steps", clipped, from_zero=True)], names, [("faint", "one group")],
+        ),
+    ]  # fmt: skip
+    return [figure for figure in figures if figure is not None]
+
+
 def cost_figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
     """Throughput and memory of all runs.
 

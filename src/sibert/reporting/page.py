@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sibert.reporting.canvas import COLOURS, colour_of, plain_number
-from sibert.reporting.figures import Figure, cost_figures, group_figures, loss_figure
+from sibert.reporting.figures import Figure, cost_figures, group_figures, loss_figure, overview_figures
 from sibert.reporting.run_directory import Run, first_number, load_run
 from sibert.reporting.stylesheet import CSS
 from sibert.reporting.summary import FINAL_SHARE, Summary, summarise
@@ -21,6 +21,8 @@ from sibert.reporting.summary import FINAL_SHARE, Summary, summarise
 ABSENT = "–"
 # A longer evaluation table is folded: the figures tell its story.
 _OPEN_EVALUATIONS = 24
+# With more groups than these the overview tells the story, and each group is folded.
+_OPEN_GROUPS = 2
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
@@ -245,18 +247,25 @@ def _summary_table(names: Sequence[str], summaries: Sequence[Summary]) -> str:
 
 def _figure_sections(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     losses = [loss_figure(runs, names, over) for over in ("step", "wall_seconds")]
-    sections = [("Losses", [figure for figure in losses if figure is not None])]
+    parts = _section("Losses", [figure for figure in losses if figure is not None], names)
+    parts += _section("All scale-invariant groups", overview_figures(runs, names), names)
     groups = dict.fromkeys(group for run in runs for group in run.invariant_groups)
     for group in groups:
         heading = f"Scale-invariant group <code>{text_of(group)}</code>"
-        sections.append((heading, group_figures(runs, names, group)))
-    sections.append(("Cost", cost_figures(runs, names)))
-    parts = []
-    for heading, figures in sections:
-        if figures:
-            parts.append(f"<h2>{heading}</h2>")
-            parts.append('<div class="grid">\n' + "\n".join(_card(figure, names) for figure in figures) + "\n</div>")
-    return parts
+        figures = group_figures(runs, names, group)
+        if len(groups) <= _OPEN_GROUPS:
+            parts += _section(heading, figures, names)
+        elif figures:
+            parts.append(_fold(heading, _grid(figures, names)))
+    return parts + _section("Cost", cost_figures(runs, names), names)
+
+
+def _section(heading: str, figures: Sequence[Figure], names: Sequence[str]) -> list[str]:
+    return [f"<h2>{heading}</h2>", _grid(figures, names)] if figures else []
+
+
+def _grid(figures: Sequence[Figure], names: Sequence[str]) -> str:
+    return '<div class="grid">\n' + "\n".join(_card(figure, names) for figure in figures) + "\n</div>"
 
 
 def _card(figure: Figure, names: Sequence[str]) -> str:

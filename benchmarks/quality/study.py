@@ -1,0 +1,231 @@
+"""The whole comparison as a list of trials, run side by side, each result stored as soon as it is there.
+
+    python benchmarks/quality/study.py [PHASE ...] [--scale cpu] [--sources FILE ...] [--workers 2] [--device cpu]
+
+Phases, in this order: `tune` (every contestant, eight rates, the short budget), `final` (the long budget: the best rate
+and its two neighbours, then more seeds at the best of these), `batch` (finalists at other batch sizes, four rates each),
+`robustness`, `ablation`. A phase reads what earlier ones found. Results are lines of results/quality/SCALE.jsonl;
+a trial that is there is not run again, so a study may be stopped and continued at will.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from contestants import CONTESTANTS, Sizes
+from trial import Trial
+
+RESULTS = Path(__file__).parents[1] / "results" / "quality"
+OURS = ("sibert-joint", "sibert-matrix", "sibert-row")
+ADAMW = ("bert-postnorm-adamw", "bert-prenorm-adamw")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is.
+
+    Attributes:
+        sizes: Of the models.
+        short: Tokens of a trial of the search.
+        long: Tokens of a final run.
+        tokens_per_step: Of search and final runs.
+        other_batches: Tokens per step of the phase `batch`.
+        seeds: Of the finalists' final runs.
+        rates: How many of a contestant's rates are tried.
+    """
+
+    sizes: Sizes
+    short: int
+    long: int
+    tokens_per_step: int
+    other_batches: tuple[int, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rates: int = 8
+
+
+MILLION = 1 << 20
+SCALES = {
+    "smoke": Scale(Sizes(1, 32, 2, 64), 8192, 16384, 1024, (2048,), (0, 1), 2),
+    "cpu": Scale(Sizes(), 2 * MILLION, 8 * MILLION, 4096, (1024, 16384)),
+    "gpu": Scale(Sizes(6, 384, 6, 1536), 16 * MILLION, 100 * MILLION, 16384, (4096, 65536)),
+}
+
+
+class Study:
+    """The trials of a scale and what is known of them.
+
+    Args:
+        name: A key of `SCALES`.
+        sources: Training text.
+        workers: Trials at once.
+        device: Where they run.
+    """
+
+    def __init__(self, name: str, sources: Iterable[str], workers: int, device: str) -> None:
+        self.scale, self.sources, self.workers, self.device = SCALES[name], tuple(sources), workers, device
+        self.path = RESULTS / f"{name}.jsonl"
+        self.records = {Trial.of(record["trial"]).key: record for record in read(self.path)}
+
+    def trial(self, contestant: str, rate: float, **fields: Any) -> Trial:
+        """A trial of this study; the short budget where nothing else is said."""
+        defaults = {"tokens": self.scale.short, "tokens_per_step": self.scale.tokens_per_step}
+        names = tuple(Path(source).name for source in self.sources)
+        return Trial(contestant=contestant, rate=rate, sizes=self.scale.sizes, sources=names, **(defaults | fields))
+
+    def run(self, trials: Iterable[Trial]) -> list[dict[str, Any]]:
+        """Run those that have no result yet; give the records of all, in order."""
+        trials = list({trial.key: trial for trial in trials}.values())
+        missing = [trial for trial in trials if trial.key not in self.records]
+        print(f"{len(trials)} trials, {len(missing)} to run", flush=True)
+        with ThreadPoolExecutor(self.workers) as pool:
+            for future in [pool.submit(self._run_one, trial) for trial in missing]:
+                future.result()
+        return [self.records[trial.key] for trial in trials]
+
+    def _run_one(self, trial: Trial) -> None:
+        threads = str(max(1, (os.cpu_count() or 1) // self.workers))
+        script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("trial.py"))]
+        # The record names the sources; where they lie is this machine's business.
+        words = [*script, trial.key, "--device", self.device, "--sources", *self.sources]
+        done = subprocess.run(
+            words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{trial.key} failed:\n{done.stderr[-3000:]}")
+        record = json.loads(done.stdout.splitlines()[-1])
+        self.records[trial.key] = record
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        loss = "diverged" if record["loss"] is None else f"{record['loss']:.4f}"
+        print(f"{trial.contestant:22} {trial.rate:<8g} seed {trial.seed} {dict(trial.options)} {loss}", flush=True)
+
+    def search(self, contestant: str, **fields: Any) -> dict[float, float]:
+        """Loss by rate at the short budget, of what has been run."""
+        known = {rate: self.records.get(self.trial(contestant, rate, **fields).key) for rate in self.rates(contestant)}
+        return {rate: finite(record) for rate, record in known.items() if record is not None}
+
+    def best_rate(self, contestant: str, **fields: Any) -> float:
+        """The rate with the lowest loss of a search."""
+        losses = self.search(contestant, **fields)
+        return min(losses, key=lambda rate: losses[rate])
+
+    def rates(self, contestant: str) -> tuple[float, ...]:
+        """The rates that this scale tries."""
+        rates = CONTESTANTS[contestant].rates
+        middle = (len(rates) - self.scale.rates) // 2
+        return rates[middle : middle + self.scale.rates]
+
+    def neighbours(self, contestant: str, rate: float, before: int, after: int) -> tuple[float, ...]:
+        """Rates of the grid around one of them."""
+        grid = CONTESTANTS[contestant].rates
+        index = grid.index(rate)
+        return grid[max(0, index - before) : index + after + 1]
+
+    # Phases ----------------------------------------------------------------------------------------------------
+
+    def tune(self) -> None:
+        """Every contestant, all rates, one seed."""
+        # By rate, not by contestant: what is stopped early has treated all alike.
+        self.run(self.trial(name, self.rates(name)[i]) for i in self._inside_out() for name in CONTESTANTS)
+
+    def _inside_out(self) -> list[int]:
+        return sorted(range(self.scale.rates), key=lambda i: abs(i - self.scale.rates // 2))
+
+    def final(self) -> None:
+        """The long budget: best rate of the search and its neighbours with one seed, then the other seeds."""
+        best = {name: self.best_rate(name) for name in CONTESTANTS}
+        self.run(
+            self.trial(name, rate, tokens=self.scale.long)
+            for name in CONTESTANTS
+            for rate in self.neighbours(name, best[name], 1, 1)
+        )
+        chosen = {name: self.final_rate(name) for name in CONTESTANTS}
+        self.run(
+            self.trial(name, chosen[name], tokens=self.scale.long, seed=seed)
+            for seed in self.scale.seeds
+            for name in self.finalists()
+        )
+
+    def final_rate(self, contestant: str) -> float:
+        """The rate with the lowest loss at the long budget, seed 0."""
+        return self.best_rate(contestant, tokens=self.scale.long)
+
+    def finalists(self) -> list[str]:
+        """The better BERT with AdamW, the best other method that keeps state, and the three of ours."""
+        loss = {name: min(self.search(name, tokens=self.scale.long).values()) for name in CONTESTANTS}
+        others = [name for name in CONTESTANTS if name not in (*OURS, *ADAMW)]
+        return [min(ADAMW, key=loss.__getitem__), min(others, key=loss.__getitem__), *OURS]
+
+    def batch(self) -> None:
+        """Four finalists at other batch sizes: four rates around the best of the search."""
+        names = [name for name in self.finalists() if name != "sibert-row"]
+        self.run(
+            self.trial(name, rate, tokens_per_step=size)
+            for size in self.scale.other_batches
+            for name in names
+            for rate in self.batch_rates(name, size)
+        )
+
+    def batch_rates(self, contestant: str, size: int) -> tuple[float, ...]:
+        """Four rates, shifted towards larger ones for larger batches."""
+        best = self.best_rate(contestant)
+        return self.neighbours(contestant, best, *((1, 2) if size > self.scale.tokens_per_step else (2, 1)))
+
+    def robustness(self) -> None:
+        """Initialisation, loss scale, fixed intrinsic rate, bfloat16, no warm-up, depth; at the best rate of the search."""
+        variations: list[Mapping[str, Any]] = [
+            *({"init_scale": c} for c in (1e-3, 1e-1, 1e1, 1e3)),
+            *({"loss_scale": c} for c in (1e-4, 1e-2, 1e2, 1e4)),
+            {"dtype": "bfloat16"},
+            {"warmup_share": 0.0},
+        ]
+        names = [*OURS, min(ADAMW, key=lambda name: min(self.search(name).values()))]
+        trials = []
+        for name in names:
+            rate = self.best_rate(name)
+            trials += [self.trial(name, rate, options=options) for options in variations]
+            for depth in (2, 12, 24):
+                base = self.trial(name, rate)
+                trials.append(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth)))
+        self.run(trials)
+
+
+def finite(record: Mapping[str, Any]) -> float:
+    """The loss; infinite where training diverged."""
+    return float("inf") if record["loss"] is None else float(record["loss"])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All records of a file of lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+PHASES = ("tune", "final", "batch", "robustness")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phases", nargs="*", metavar="PHASE", help=", ".join(PHASES))
+    parser.add_argument("--scale", choices=tuple(SCALES), default="cpu")
+    parser.add_argument("--sources", nargs="*", default=[])
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.phases) - set(PHASES)):
+        parser.error(f"no such phase: {', '.join(unknown)}; choose from {', '.join(PHASES)}")
+    study = Study(options.scale, options.sources, options.workers, options.device)
+    for phase in options.phases or PHASES:
+        print(f"== {phase}", flush=True)
+        getattr(study, phase)()
+
+
+if __name__ == "__main__":
+    main()
