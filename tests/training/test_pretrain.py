@@ -12,7 +12,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from sibert.models import SibertForMaskedLM
+from sibert.models import INVARIANCES, SibertForMaskedLM
 from sibert.optim import build_optimizer
 from sibert.training import PretrainTrainer, fill_masks, run_pretraining
 from tests.assertions import relative_change, scaled
@@ -66,7 +66,7 @@ def test_the_run_directory(recipe, tmp_path):
     assert list((out / "tensorboard").glob("events*"))
     last = records(out)[-1]
     assert last["optimizer_state_bytes"] > 0  # LAMB of the head
-    encoder = last["groups"]["encoder"]
+    encoder = last["groups"]["sibert.layers.0.attention.query"]
     assert {
         "param_norm", "grad_norm", "effective_lr", "intrinsic_lr", "equilibrium_norm", "angular_update", "clip_factor",
         "clipped_fraction", "eta", "weight_decay", "skipped_steps",
@@ -77,9 +77,10 @@ def test_the_run_directory(recipe, tmp_path):
     assert predictions
 
 
-def test_the_encoder_has_no_optimizer_state(recipe, tmp_path):
+@pytest.mark.parametrize("invariance", INVARIANCES)
+def test_scale_invariant_groups_have_no_optimizer_state(invariance, recipe, tmp_path):
     out = tmp_path / "run"
-    run_pretraining(recipe(), out)
+    run_pretraining(recipe(invariance=invariance), out)
     state = torch.load(out / "checkpoints" / "checkpoint-12" / "optimizer.pt", weights_only=True)
     model = SibertForMaskedLM.from_pretrained(out)
     in_state = sum(
@@ -88,8 +89,11 @@ def test_the_encoder_has_no_optimizer_state(recipe, tmp_path):
         for value in entry.values()
         if isinstance(value, torch.Tensor) and value.dim() > 0
     )
-    head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("sibert."))
-    assert in_state == 2 * head  # LAMB keeps two moments; the encoder nothing
+    groups = model.scale_invariant_groups().values()
+    in_groups = {name for group in groups for name, _ in group.members}
+    head = sum(p.numel() for name, p in model.named_parameters() if name not in in_groups and p.dim() > 0)
+    rows = sum(len(group.members[0][1]) for group in groups if group.rows)
+    assert in_state == 2 * head + rows  # LAMB keeps two moments; a group nothing, or one eta for each of its rows
 
 
 def test_the_loaded_encoder_is_scale_invariant(recipe, tmp_path):
@@ -99,20 +103,24 @@ def test_the_loaded_encoder_is_scale_invariant(recipe, tmp_path):
     ids = torch.randint(5, model.config.vocab_size, (2, 20))
     with torch.no_grad():
         old = model(ids).logits
-        for c in (1e-6, 1e6):
-            with scaled(model.base_model.parameters(), c):
-                assert relative_change(model(ids).logits, old) < 1e-4
+        for group in model.scale_invariant_groups().values():
+            for c in (1e-6, 1e6):
+                with scaled([group.members[0][1]], c):
+                    assert relative_change(model(ids).logits, old) < 1e-4
 
 
-@pytest.mark.parametrize("k", [-20, -7, 1, 20])
-def test_powers_of_two_of_the_initial_scale_change_no_bit_of_the_losses(k, recipe, tmp_path):
-    run_pretraining(recipe(steps=30, save_every=30), tmp_path / "plain")
-    run_pretraining(recipe(steps=30, save_every=30, initial_scale=2.0**k), tmp_path / "scaled")
+@pytest.mark.parametrize(("k", "invariance"), [(-20, "joint"), (20, "joint"), (-20, "matrix"), (7, "matrix"), (20, "row")])
+def test_powers_of_two_of_the_initial_scale_change_no_bit_of_the_losses(k, invariance, recipe, tmp_path):
+    common = {"steps": 30, "save_every": 30, "invariance": invariance}
+    run_pretraining(recipe(**common), tmp_path / "plain")
+    run_pretraining(recipe(**common, initial_scale=2.0**k), tmp_path / "scaled")
     assert losses(tmp_path / "plain") == losses(tmp_path / "scaled")
     assert len(losses(tmp_path / "plain")) == 30
     a, b = weights(tmp_path / "plain"), weights(tmp_path / "scaled")
+    groups = SibertForMaskedLM.from_pretrained(tmp_path / "plain").scale_invariant_groups().values()
+    in_groups = {name for group in groups for name, _ in group.members}
     for name in a:
-        factor = 2.0**k if name.startswith("sibert.") else 1.0
+        factor = 2.0**k if name in in_groups else 1.0
         assert torch.equal(factor * a[name], b[name]), name
 
 

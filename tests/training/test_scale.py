@@ -1,20 +1,23 @@
 """Robustness in intrinsic mode is exact: the initial scale changes no bit of the losses, a million-fold either way."""
 
+import pytest
 import torch
 
-from sibert.models import SibertConfig, SibertForMaskedLM
+from sibert.models import INVARIANCES, SibertConfig, SibertForMaskedLM
 from sibert.optim import build_optimizer, schedule, schedule_groups
 
 STEPS = 12
 
 
-def losses_from(scale: float) -> list[float]:
+def losses_from(scale: float, invariance: str) -> list[float]:
     torch.manual_seed(3)
-    config = SibertConfig.of_size("nano", vocab_size=80, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    config = SibertConfig.of_size("nano", vocab_size=80, invariance=invariance, **dropout)
     model = SibertForMaskedLM(config).train()
     with torch.no_grad():
-        for parameter in model.sibert.parameters():
-            parameter.mul_(scale)
+        for group in model.scale_invariant_groups().values():
+            for parameter in {p for _, p in group.members}:
+                parameter.mul_(scale)
     optimizer = build_optimizer(model, intrinsic_lr=0.02, head_lr=1e-2)
     scheduler = schedule_groups(optimizer, schedule("cosine", STEPS))
     losses = []
@@ -29,14 +32,16 @@ def losses_from(scale: float) -> list[float]:
     return losses
 
 
-def test_every_power_of_two_from_minus_twenty_to_twenty():
-    expected = losses_from(1.0)
+@pytest.mark.parametrize("invariance", INVARIANCES)
+def test_every_power_of_two_from_minus_twenty_to_twenty(invariance):
+    expected = losses_from(1.0, invariance)
     assert len(set(expected)) == STEPS
     for k in range(-20, 21):
-        assert losses_from(2.0**k) == expected, f"2^{k} changes a loss"
+        assert losses_from(2.0**k, invariance) == expected, f"2^{k} changes a loss"
 
 
-def test_other_factors_change_rounding_only():
-    expected = losses_from(1.0)
+@pytest.mark.parametrize("invariance", INVARIANCES)
+def test_other_factors_change_rounding_only(invariance):
+    expected = losses_from(1.0, invariance)
     for c in (1e-6, 3.0, 1e6):
-        torch.testing.assert_close(torch.tensor(losses_from(c)), torch.tensor(expected), rtol=1e-3, atol=0)
+        torch.testing.assert_close(torch.tensor(losses_from(c, invariance)), torch.tensor(expected), rtol=1e-3, atol=0)
