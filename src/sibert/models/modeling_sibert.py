@@ -84,6 +84,12 @@ __all__ = [
 ]
 
 
+TABLE_RATE = 0.1
+"""Intrinsic learning rate of tables (embeddings and decoder) relative to the other matrices, in the forms of ours.
+
+A row gets a gradient in few steps, but the rotation of its table is shared by all rows, so that it turns by more when
+it does. Measured: equal rates are 0.03 nats worse (LOGBOOK, 2026-11-23)."""
+
 INITIAL_LOGIT_SCALE = 8.0
 """Logits scale * cos begin within +-8: e^8 is about the ratio of probabilities that a vocabulary asks for."""
 
@@ -317,7 +323,8 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             if isinstance(module, nn.Embedding | SibertLinear | SibertCosineLinear):
                 members = [(own, module.weight) for own in names.pop(id(module.weight), [])]
                 if members:  # a tied weight belongs to the first module that has it
-                    groups[name] = InvariantGroup(members, rows=getattr(module, "by_row", False))
+                    by_row, is_table = getattr(module, "by_row", False), not isinstance(module, SibertLinear)
+                    groups[name] = InvariantGroup(members, by_row, TABLE_RATE if is_table else 1.0)
         return groups
 
 

@@ -26,10 +26,12 @@ class InvariantGroup:
         members: (name, parameter) pairs, with every name that the model has for a tied parameter.
         rows: False: all members together, by any c > 0. True: every row on its own, row r being the r-th slices of all
             members along their first dimension.
+        relative_rate: Intrinsic learning rate relative to that of the other groups.
     """
 
     members: list[tuple[str, nn.Parameter]]
     rows: bool = False
+    relative_rate: float = 1.0
 
 
 @runtime_checkable
@@ -55,7 +57,8 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
         model: A model with a method `scale_invariant_groups`, also within DistributedDataParallel or torch.compile.
 
     Returns:
-        Groups for torch optimizers: {"name", "params": [(name, parameter), ...], "scale_invariant", "rows"}; the
+        Groups for torch optimizers: {"name", "params": [(name, parameter), ...], "scale_invariant", "rows",
+        "relative_rate"}; the
         scale-invariant ones first, then, if there are other trainable parameters, one named "head".
 
     Raises:
@@ -88,7 +91,15 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
                 "all of it or nothing"
             )
         if trainable:
-            found.append({"name": group_name, "params": parameters, "scale_invariant": True, "rows": group.rows})
+            found.append(
+                {
+                    "name": group_name,
+                    "params": parameters,
+                    "scale_invariant": True,
+                    "rows": group.rows,
+                    "relative_rate": group.relative_rate,
+                }
+            )
     head = [(names[0], p) for p, names in aliases.items() if p not in owner and p.requires_grad]
     if head:
         found.append({"name": HEAD, "params": head, "scale_invariant": False})
@@ -115,9 +126,10 @@ def build_optimizer(
 
     Args:
         model: A model as for `param_groups`.
-        intrinsic_lr: eta * lambda of the scale-invariant groups, instead of lr and weight_decay.
+        intrinsic_lr: eta * lambda of the scale-invariant groups, instead of lr and weight_decay; each group's
+            `relative_rate` multiplies it.
         lr: eta of the scale-invariant groups.
-        weight_decay: lambda of the scale-invariant groups.
+        weight_decay: lambda of the scale-invariant groups; each group's `relative_rate` multiplies it.
         clip: sqrt(C), see `ClippedSGD`.
         head_lr: Relative step length of the head, see `Lamb`.
         head_weight_decay: Weight decay of the head.
@@ -136,6 +148,10 @@ def build_optimizer(
     head = [group for group in groups if not group["scale_invariant"]]
     optimizers: list[Optimizer] = []
     if invariant:
+        # At equilibrium the product of learning rate and weight decay is all that counts.
+        dial, value = ("weight_decay", weight_decay) if intrinsic_lr is None else ("intrinsic_lr", intrinsic_lr)
+        if value is not None:
+            invariant = [{**group, dial: value * group["relative_rate"]} for group in invariant]
         optimizers.append(
             ClippedSGD(invariant, lr, weight_decay, clip=clip, intrinsic_lr=intrinsic_lr, implementation=implementation)
         )
