@@ -15,9 +15,9 @@ OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
 ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-LARGEST_DEFAULT_INTRINSIC_LR = 0.002
-"""At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at this value. Larger angles were
-worse when measured, smaller ones no better (LOGBOOK, 2026-11-23). Runs of less than 5000 steps meet this bound."""
+LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.004, "row": 0.004}
+"""At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.09 at 0.004. Larger
+angles were worse when measured, smaller ones no better (LOGBOOK, 2026-11-23). Short runs meet this bound."""
 
 EQUILIBRIUM_TIMES = 10.0
 """D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark)."""
@@ -36,7 +36,7 @@ class PretrainRecipe:
     first step; a scale-invariant run does not care).
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
-    eta * lambda (None = 10 / steps, at most 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no
+    eta * lambda (None = 10 / steps, at most 0.004, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no
     clipping; `head_lr` of LAMB on the non-invariant head; `schedule`; `warmup_steps` of the head and of the twins (the
     scale-invariant groups never warm up); `max_grad_norm`, the absolute clipping of the twins.
 
@@ -192,7 +192,7 @@ class PretrainRecipe:
         """The intrinsic learning rate, with the default filled in; None where lr and weight_decay are given."""
         if self.lr is not None:
             return None
-        return self.intrinsic_lr or min(EQUILIBRIUM_TIMES / self.steps, LARGEST_DEFAULT_INTRINSIC_LR)
+        return self.intrinsic_lr or min(EQUILIBRIUM_TIMES / self.steps, LARGEST_DEFAULT_INTRINSIC_LR[self.invariance])
 
     def to_json(self) -> str:
         """Write the recipe as JSON text; `from_json` reads it back."""
