@@ -29,8 +29,8 @@ PUBLIC = {
     },
     "sibert.ops": {"affine_layer_norm", "layer_norm", "relu_attention", "unit_rows"},
     "sibert.optim": {
-        "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel", "Schedule",
-        "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",
+        "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",
+        "Schedule", "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",
     },
     "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
     "sibert.training": {

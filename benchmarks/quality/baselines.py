@@ -19,7 +19,7 @@ from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss
 
 
 class PreNormBert(RobertaPreLayerNormForMaskedLM):
-    """The PreNorm BERT of `transformers`, with the decoder at the masked positions only, as in the other contestants."""
+    """The PreNorm BERT of `transformers`, with the decoder at the masked positions only, as everywhere here."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, masked_positions: Tensor, **_: Any
@@ -38,12 +38,12 @@ def prenorm_config(length: int, **sizes: Any) -> RobertaPreLayerNormConfig:
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / |x| along the last dimension."""
+    """Divide by the norm along the last dimension."""
     return F.normalize(x, dim=-1)
 
 
 class _Scale(nn.Module):
-    """A learned vector: stored at `stored`, so that Adam moves it at that scale, and used as if it began at `initial`."""
+    """A learned vector: stored at `stored`, where Adam moves it at that scale, and used as if it began at `initial`."""
 
     def __init__(self, size: tuple[int, ...], initial: float, stored: float):
         super().__init__()
@@ -140,7 +140,7 @@ class Projected(torch.optim.AdamW):
 
 
 class SinkGD(Optimizer):
-    """SinkGD (arXiv 2502.06742): the gradient's rows and columns are brought to equal norms in turn, `iterations` times.
+    """SinkGD (arXiv 2502.06742): rows and columns of the gradient are brought to equal norms in turn.
 
         X <- sqrt(n) diag(|rows|)^-1 X,    X <- sqrt(m) X diag(|columns|)^-1,    w <- w - lr (X + weight_decay w),
 

@@ -29,7 +29,10 @@ class Corpus:
 
     def __init__(self, sources: Sequence[str] = (), vocabulary: int = VOCABULARY, length: int = SEQUENCE) -> None:
         prepared: PreparedCorpus = prepare_corpus(
-            list(sources) or None, vocab_size=vocabulary, seq_length=length, documents="blank-line" if sources else "auto"
+            list(sources) or None,
+            vocab_size=vocabulary,
+            seq_length=length,
+            documents="blank-line" if sources else "auto",
         )
         self.length = length
         self.vocabulary = len(prepared.tokenizer)
@@ -40,7 +43,9 @@ class Corpus:
         self._order: tuple[tuple[int, int] | None, np.ndarray] = (None, np.empty(0, dtype=np.int64))
         validation = prepared.masked_validation()
         chosen = np.linspace(0, len(validation) - 1, min(len(validation), VALIDATION_SEQUENCES)).astype(int)
-        self.validation = [collate([validation[int(i)] for i in chosen[k : k + 128]]) for k in range(0, len(chosen), 128)]
+        self.validation = [
+            collate([validation[int(i)] for i in chosen[k : k + 128]]) for k in range(0, len(chosen), 128)
+        ]
         self.unigram_entropy = unigram_entropy(validation)
 
     def batch(self, seed: int, step: int, sequences: int) -> dict[str, torch.Tensor]:

@@ -3,8 +3,8 @@
     python benchmarks/quality/study.py [PHASE ...] [--scale cpu] [--sources FILE ...] [--workers 2] [--device cpu]
 
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `final` (the long budget: the best rate
-and its two neighbours, then more seeds at the best of these), `batch` (finalists at other batch sizes, four rates each),
-`robustness`, `ablation`. A phase reads what earlier ones found. Results are lines of results/quality/SCALE.jsonl;
+and its two neighbours, then more seeds at the best of these), `batch` (finalists at other batch sizes, four rates
+each), `robustness`. A phase reads what earlier ones found. Results are lines of results/quality/SCALE.jsonl;
 a trial that is there is not run again, so a study may be stopped and continued at will.
 """
 
@@ -161,7 +161,7 @@ class Study:
     def finalists(self) -> list[str]:
         """The better BERT with AdamW, the best other method that keeps state, and the three of ours."""
         loss = {name: min(self.search(name, tokens=self.scale.long).values()) for name in CONTESTANTS}
-        others = [name for name in CONTESTANTS if name not in (*OURS, *ADAMW)]
+        others = [name for name in CONTESTANTS if name.startswith(("bert", "ngpt")) and name not in ADAMW]
         return [min(ADAMW, key=loss.__getitem__), min(others, key=loss.__getitem__), *OURS]
 
     def batch(self) -> None:
@@ -180,7 +180,7 @@ class Study:
         return self.neighbours(contestant, best, *((1, 2) if size > self.scale.tokens_per_step else (2, 1)))
 
     def robustness(self) -> None:
-        """Initialisation, loss scale, fixed intrinsic rate, bfloat16, no warm-up, depth; at the best rate of the search."""
+        """Initialisation, loss scale, bfloat16, no warm-up, depth; at the best rate of the search."""
         variations: list[Mapping[str, Any]] = [
             *({"init_scale": c} for c in (1e-3, 1e-1, 1e1, 1e3)),
             *({"loss_scale": c} for c in (1e-4, 1e-2, 1e2, 1e4)),

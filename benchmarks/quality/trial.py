@@ -1,6 +1,6 @@
 """One training run of one contestant, from a description to a record.
 
-    python benchmarks/quality/trial.py '{"contestant": "bert-adamw", "rate": 2e-3, "tokens": 65536}'
+python benchmarks/quality/trial.py '{"contestant": "bert-adamw", "rate": 2e-3, "tokens": 65536}'
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Trial:
     seed: int = 0
     tokens: int = 1 << 21
     tokens_per_step: int = 1 << 12
-    sizes: Sizes = Sizes()
+    sizes: Sizes = field(default_factory=Sizes)
     sources: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,7 +119,11 @@ def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[
         if not math.isfinite(train_losses[-1]):
             curve.append(((step + 1) * trial.tokens_per_step, None))
             break
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {
         "trial": dataclasses.asdict(trial),
         "loss": curve[-1][1],

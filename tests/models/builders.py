@@ -20,5 +20,6 @@ def roughened(model: nn.Module, seed: int = 5) -> nn.Module:
 def deep_config(**fields) -> SibertConfig:
     """Twelve narrow layers."""
     return SibertConfig.of_size(
-        "nano", **{"num_hidden_layers": 12, "vocab_size": 97, "max_position_embeddings": 40, "invariance": "joint", **fields}
+        "nano",
+        **{"num_hidden_layers": 12, "vocab_size": 97, "max_position_embeddings": 40, "invariance": "joint", **fields},
     )

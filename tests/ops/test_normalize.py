@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sibert.ops import affine_layer_norm, layer_norm, unit_rows
-from sibert.ops import normalize
+from sibert.ops import affine_layer_norm, layer_norm, normalize, unit_rows
 from tests.assertions import assert_homogeneous, assert_not_homogeneous
 
 

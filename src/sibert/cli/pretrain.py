@@ -49,7 +49,9 @@ def pretrain(
         "matrix", help="What may be rescaled alone: joint (the paper), matrix, row.", rich_help_panel=MODEL
     ),
     dropout: float = typer.Option(0.0, help="Dropout of branches and attention weights.", rich_help_panel=MODEL),
-    initial_scale: float = typer.Option(1.0, help="Factor on all scale-invariant parameters at the start.", rich_help_panel=MODEL),
+    initial_scale: float = typer.Option(
+        1.0, help="Factor on all scale-invariant parameters at the start.", rich_help_panel=MODEL
+    ),
     optimizer: str = typer.Option(
         None, help="clipped_sgd (SIBERT); adamw, lamb, sgd (twin).", rich_help_panel=OPTIMIZER
     ),
@@ -62,7 +64,9 @@ def pretrain(
     ),
     weight_decay: float = typer.Option(None, help="Weight decay.", rich_help_panel=OPTIMIZER),
     clip: str = typer.Option("2.0", help="Relative Global Clipping: sqrt(C), or none.", rich_help_panel=OPTIMIZER),
-    head_lr: float = typer.Option(1e-2, help="Learning rate of LAMB on the head.", rich_help_panel=OPTIMIZER),
+    head_lr: float = typer.Option(
+        None, help="Learning rate of the head. Default: 0.003, joint 0.01.", rich_help_panel=OPTIMIZER
+    ),
     schedule: str = typer.Option("cosine", help="cosine, linear, piecewise, constant.", rich_help_panel=OPTIMIZER),
     warmup_steps: int = typer.Option(None, help="Of the head and of the twin.", rich_help_panel=OPTIMIZER),
     max_grad_norm: float = typer.Option(None, help="Absolute clipping of the twin.", rich_help_panel=OPTIMIZER),

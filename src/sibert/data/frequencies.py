@@ -17,12 +17,12 @@ class TokenFrequencies:
     """Counts of all tokens, seen as targets and as inputs of a masked language model.
 
     Attributes:
-        counts_V: How often each id occurs in the packed text [V], int64.
+        counts: How often each id occurs in the packed text [V], int64.
         special_ids: Ids that are never targets.
         mask_id: Id of [MASK], which the text itself does not have.
     """
 
-    counts_V: np.ndarray
+    counts: np.ndarray
     special_ids: tuple[int, ...]
     mask_id: int
 
@@ -54,7 +54,7 @@ class TokenFrequencies:
             are the frequencies, one added to every count. LAMB steps in proportion to a parameter's norm, and among the
             biases with the same softmax this one has the smallest.
         """
-        counts_V = self.counts_V.copy()
+        counts_V = self.counts.copy()
         counts_V[list(self.special_ids)] = 0
         logs_V = np.log(counts_V + 1)
         return torch.from_numpy(logs_V - logs_V.mean()).float()
@@ -68,6 +68,6 @@ class TokenFrequencies:
         Returns:
             Shape [V], float32, with sum 1.
         """
-        counts_V = self.counts_V.astype(np.float64) + 1.0
+        counts_V = self.counts.astype(np.float64) + 1.0
         counts_V[self.mask_id] += MASKED * mask_rate * counts_V.sum()
         return torch.from_numpy(counts_V / counts_V.sum()).float()

@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import torch
 
 from sibert.data.cache import (
     build_once,

@@ -34,8 +34,8 @@ parts has degree 0 in every single parameter, because each part normalises what 
 
 "matrix" is invariant to the scale of every matrix, because the branch is homogeneous in each of its matrices; "row"
 uses u(w) for every row of every matrix as well. Two parameters are not invariant: the bias and the scale of the
-logits. Gains for the branches, softmax attention with cosine scores, and a head or decoder of other forms were tried and
-were no better (LOGBOOK, 2026-11-23).
+logits. Gains for the branches, softmax attention with cosine scores, other forms of embeddings and decoder were tried
+and were no better (LOGBOOK, 2026-11-23).
 
 Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
 V = vocabulary, P = predicted positions, L = labels, C = choices.
@@ -268,8 +268,10 @@ class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
 
     def _add(self, stream_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
         if self.branch_weight is None:
-            return stream_BTD + self.dropout(branch_BTD)
-        return stream_BTD + self.branch_weight * self.dropout(layer_norm(branch_BTD))
+            branch_BTD = self.dropout(branch_BTD)
+        else:
+            branch_BTD = self.branch_weight * self.dropout(layer_norm(branch_BTD))
+        return stream_BTD + branch_BTD
 
 
 class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -320,11 +322,13 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             return {"encoder": InvariantGroup([(name, p) for p in encoder for name in names[id(p)]])}
         groups = {}
         for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding | SibertLinear | SibertCosineLinear):
-                members = [(own, module.weight) for own in names.pop(id(module.weight), [])]
-                if members:  # a tied weight belongs to the first module that has it
-                    by_row, is_table = getattr(module, "by_row", False), not isinstance(module, SibertLinear)
-                    groups[name] = InvariantGroup(members, by_row, TABLE_RATE if is_table else 1.0)
+            if not isinstance(module, nn.Embedding | SibertLinear | SibertCosineLinear):
+                continue
+            weight: nn.Parameter = module.weight  # type: ignore[assignment]
+            members = [(own, weight) for own in names.pop(id(weight), [])]
+            if members:  # a tied weight belongs to the first module that has it
+                by_row, is_table = getattr(module, "by_row", False), not isinstance(module, SibertLinear)
+                groups[name] = InvariantGroup(members, by_row, TABLE_RATE if is_table else 1.0)
         return groups
 
 
@@ -551,7 +555,9 @@ class SibertForPreTraining(SibertPreTrainedModel):
         self.sibert = SibertModel(config)
         self.head, self.decoder = _prediction_head(config)
         self.pooler = SibertPooler(config)
-        self.seq_relationship = (nn.Linear if config.invariance == "joint" else SibertCosineLinear)(config.hidden_size, 2)
+        self.seq_relationship = (nn.Linear if config.invariance == "joint" else SibertCosineLinear)(
+            config.hidden_size, 2
+        )
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

@@ -13,10 +13,10 @@ if and only if
 A test for `var > 0` would not do: a constant row of 0.1 in float32 has a variance of rounding errors and would be
 normalised to entries of +-1. Rows of zero variance give output 0 and gradient 0.
 
-Squares, and the third power of 1/std in the gradient, could overflow or underflow. So every row is first divided by the
-power of two next to its largest entry, which cancels, exactly. Where the host may look at the rows, it sees that this is
-not needed, nearly always, and leaves it to torch's fused kernel: that is the same bit for bit, since powers of two do
-not round. For the same reason a scaling of x by a power of two never changes a bit of the result.
+Squares, and the third power of 1/std in the gradient, could overflow or underflow. So every row is first divided by
+the power of two next to its largest entry, which cancels, exactly. Where the host may look at the rows, it sees that
+this is not needed, nearly always, and leaves it to torch's fused kernel: that is the same bit for bit, since powers of
+two do not round. For the same reason a scaling of x by a power of two never changes a bit of the result.
 
 Shape suffixes: D = features, `_XD` = any leading dimensions and features, `_X1` = one number a row.
 """
@@ -133,7 +133,7 @@ def unit_rows(input_XD: Tensor) -> Tensor:
         TypeError: If the input is not a floating-point tensor.
     """
     x_XD = _wide(input_XD, "unit_rows")
-    norm_X1 = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
+    norm_X1: Tensor = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
     if _host_may_look(x_XD):
         smallest, largest = TRUSTED_RANGE
         if not norm_X1.numel() or bool(((norm_X1 > smallest) & (norm_X1 < largest)).all()):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,6 +17,7 @@ from sibert.optim.updates import Implementation
 __all__ = ["InvariantGroup", "ScaleInvariantModel", "build_optimizer", "param_groups"]
 
 HEAD = "head"
+HEAD_LAMB_LR, HEAD_ADAMW_LR = 1e-2, 3e-3
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,14 @@ def build_optimizer(
     lr: float | None = None,
     weight_decay: float | None = None,
     clip: float | None = 2.0,
-    head_lr: float = 1e-3,
-    head_weight_decay: float = 0.01,
-    head_betas: tuple[float, float] = (0.9, 0.999),
+    head_lr: float | None = None,
     implementation: Implementation | None = None,
 ) -> Optimizer:
     """Build the optimizer of the paper: ClippedSGD for the scale-invariant groups, LAMB for the head.
+
+    A head without matrices, nothing but biases and scales, gets AdamW without weight decay instead: LAMB's steps are
+    relative to the norm of a whole tensor, which is too far for biases that start at the log frequencies of the tokens
+    (LOGBOOK, 2026-11-23).
 
     Args:
         model: A model as for `param_groups`.
@@ -131,13 +135,11 @@ def build_optimizer(
         lr: eta of the scale-invariant groups.
         weight_decay: lambda of the scale-invariant groups; each group's `relative_rate` multiplies it.
         clip: sqrt(C), see `ClippedSGD`.
-        head_lr: Relative step length of the head, see `Lamb`.
-        head_weight_decay: Weight decay of the head.
-        head_betas: Decay of the head's running means.
+        head_lr: Learning rate of the head; None = 1e-2 with LAMB (a relative step length), 3e-3 with AdamW.
         implementation: See `ClippedSGD`.
 
     Returns:
-        A Hybrid of both; the only one that is needed, where the model has no head or its encoder is frozen.
+        A Hybrid of both; or the only one that is needed, where the model has no head or its encoder is frozen.
 
     Raises:
         TypeError: See `param_groups`.
@@ -156,8 +158,15 @@ def build_optimizer(
             ClippedSGD(invariant, lr, weight_decay, clip=clip, intrinsic_lr=intrinsic_lr, implementation=implementation)
         )
     if head:
-        optimizers.append(Lamb(head, lr=head_lr, betas=head_betas, weight_decay=head_weight_decay))
+        optimizers.append(_head_optimizer(head[0], head_lr))
     return optimizers[0] if len(optimizers) == 1 else Hybrid(optimizers)
+
+
+def _head_optimizer(head: dict[str, Any], lr: float | None) -> Optimizer:
+    if any(parameter.dim() >= 2 for _, parameter in head["params"]):
+        return Lamb([head], lr=HEAD_LAMB_LR if lr is None else lr, weight_decay=0.01)
+    lr = HEAD_ADAMW_LR if lr is None else lr
+    return torch.optim.AdamW([head], lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

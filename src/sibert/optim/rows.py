@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sibert.optim import synchronisation
 from sibert.optim.norms import TRUSTED_RANGE
-from sibert.optim.shards import is_sharded, local_shard, reduce_shards, wrap_shard
+from sibert.optim.shards import local_shard, reduce_shards, wrap_shard
 from sibert.optim.statistics import record_step
 from sibert.optim.updates import at_least_float32
 
@@ -81,7 +81,8 @@ def squared_row_norms(tensors: Sequence[Tensor], *, wide: bool = False) -> Tenso
 def _squared_norms(tensor: Tensor, wide: bool) -> Tensor:
     matrix_RC = tensor.reshape(len(tensor), -1) if tensor.numel() else tensor.new_zeros(len(tensor), 1)
     matrix_RC = matrix_RC.double() if wide else at_least_float32(matrix_RC)
-    return torch.linalg.vector_norm(matrix_RC, dim=1).double().square()
+    norms_R: Tensor = torch.linalg.vector_norm(matrix_RC, dim=1)
+    return norms_R.double().square()
 
 
 def rows_are_finite(group: dict[str, Any], grad_norms_R: Tensor) -> Tensor:

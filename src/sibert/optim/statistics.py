@@ -135,7 +135,8 @@ def record_step(
         "angular_update": angular_update,
         "next_param_norm": next_param_norm,
     }
-    added = {"steps": 1.0, "window_steps": 1.0, "window_clipped": clipped, "window_squared_sigma": squared_sigma}
+    one = torch.ones_like(clipped)
+    added = {"steps": one, "window_steps": one, "window_clipped": clipped, "window_squared_sigma": squared_sigma}
     if synchronisation.host_may_read(hold.device):
         if not hold.item():
             for key, value in last.items():
@@ -170,10 +171,8 @@ def group_statistics(group: dict[str, Any], values: dict[str, float]) -> GroupSt
         The statistics.
     """
     gamma, eta, effective_lr, norm, gradient, clip_factor, angle = (values[key] for key in _LAST_STEP)
-    if group["intrinsic_lr"] is None:
-        weight_decay = float(group["weight_decay"])
-    else:
-        weight_decay = gamma / eta if eta else math.nan
+    by_intrinsic_lr = gamma / eta if eta else math.nan
+    weight_decay = by_intrinsic_lr if group["intrinsic_lr"] is not None else float(group["weight_decay"])
     steps_in_window = values["window_steps"] or math.nan
     squared_sigma = values["window_squared_sigma"] / steps_in_window
     return GroupStatistics(

@@ -36,9 +36,10 @@ class PretrainRecipe:
     first step; a scale-invariant run does not care).
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
-    eta * lambda (None = 10 / steps, at most 0.004, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C), None = no
-    clipping; `head_lr` of LAMB on the non-invariant head; `schedule`; `warmup_steps` of the head and of the twins (the
-    scale-invariant groups never warm up); `max_grad_norm`, the absolute clipping of the twins.
+    eta * lambda (None = 10 / steps, at most 0.004, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C),
+    None = no clipping; `head_lr` of the head, which is not invariant (None = as `build_optimizer`); `schedule`;
+    `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`, the
+    absolute clipping of the twins.
 
     Batches: `batch_size` (sequences a process and micro-batch), `accumulation` (micro-batches a step).
 
@@ -74,7 +75,7 @@ class PretrainRecipe:
     lr: float | None = None
     weight_decay: float | None = None
     clip: float | None = 2.0
-    head_lr: float = 1e-2
+    head_lr: float | None = None
     schedule: ScheduleName = "cosine"
     warmup_steps: int | None = None
     max_grad_norm: float | None = None
