@@ -41,6 +41,7 @@ def shared(steps: int) -> dict[str, Any]:
     """Options that all runs share."""
     return {
         "size": "tiny",
+        "invariance": "joint",
         "steps": steps,
         "seq_length": 64,
         "batch_size": 16,
