@@ -31,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-fast lint format types contracts docs examples wheel check-wheel check-env bench ci clean
+.PHONY: help demo test test-fast lint format types contracts docs examples wheel check-wheel check-env bench bench-quality-smoke ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,11 @@ bench: $(VENV)/stage-runtime ## run the benchmarks (hours); BENCH=name for one o
 	  echo "$$script"; \
 	  $(OFFLINE) $(BIN)/python "$$script"; \
 	done
+
+bench-quality-smoke: $(VENV)/stage-runtime ## the comparison of forms and optimizers from end to end, far too small to say anything
+	rm -f runs/quality/smoke.jsonl
+	$(OFFLINE) $(BIN)/python benchmarks/quality/study.py --scale smoke
+	$(OFFLINE) $(BIN)/python benchmarks/quality/report.py --scale smoke
 
 ci: test lint types contracts examples docs check-env check-wheel ## everything that CI runs
 

@@ -22,7 +22,7 @@ from typing import Any
 from contestants import CONTESTANTS, Sizes
 from trial import Trial
 
-RESULTS = Path(__file__).parents[1] / "results" / "quality"
+ROOT = Path(__file__).parents[2]
 OURS = ("sibert-joint", "sibert-matrix", "sibert-row")
 ADAMW = ("bert-postnorm-adamw", "bert-prenorm-adamw")
 
@@ -58,6 +58,12 @@ SCALES = {
 }
 
 
+def results(scale: str) -> Path:
+    """Where the trials of a scale are kept; those of the smoke test are not worth keeping."""
+    folder = ROOT / "runs" / "quality" if scale == "smoke" else ROOT / "benchmarks" / "results" / "quality"
+    return folder / f"{scale}.jsonl"
+
+
 class Study:
     """The trials of a scale and what is known of them.
 
@@ -70,7 +76,7 @@ class Study:
 
     def __init__(self, name: str, sources: Iterable[str], workers: int, device: str) -> None:
         self.scale, self.sources, self.workers, self.device = SCALES[name], tuple(sources), workers, device
-        self.path = RESULTS / f"{name}.jsonl"
+        self.path = results(name)
         self.records = {Trial.of(record["trial"]).key: record for record in read(self.path)}
 
     def trial(self, contestant: str, rate: float, **fields: Any) -> Trial:
