@@ -127,6 +127,19 @@ def test_a_run_without_invariant_groups_just_lacks_their_figures(tmp_path):
     assert "Scale-invariant group" not in page
 
 
+def test_many_groups_get_an_overview_and_are_folded(tmp_path):
+    encoder = train_record(10)["groups"]["encoder"]
+    groups = {f"layer.{index}": encoder | {"angular_update": 0.01 * index} for index in range(5)}
+    records = [train_record(step, groups=groups) for step in range(10, 210, 10)]
+    page = render_page([load_run(write_run(tmp_path / "run", records))])
+    figures = figures_of(Reader(page))
+    assert {"groups-angular-update", "groups-norm", "groups-clipping"} <= figures
+    assert len([key for key in figures if key.startswith("group-")]) == 2 * len(groups)
+    assert page.count("<details") >= len(groups)
+    one = render_page([load_run(write_run(tmp_path / "one"))])
+    assert not any(key.startswith("groups-") for key in figures_of(Reader(one)))
+
+
 def test_a_run_with_nothing_but_steps_still_has_a_page(tmp_path):
     reader = Reader(render_page([load_run(write_run(tmp_path / "run", BARE, environment={}))]))
     assert reader.tags["svg"] == 0

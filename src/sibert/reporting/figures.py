@@ -81,13 +81,14 @@ def loss_figure(runs: Sequence[Run], names: Sequence[str], over: str = "step") -
     )  # fmt: skip
 
 
-def group_figures(runs: Sequence[Run], names: Sequence[str], group: str) -> list[Figure]:
+def group_figures(runs: Sequence[Run], names: Sequence[str], group: str, brief: bool = False) -> list[Figure]:
     """Norm, learning rates, angular update, gradient and clipping of one scale-invariant group.
 
     Args:
         runs: the runs; those without this group are passed over.
         names: what to call them in tool tips.
         group: name of the group.
+        brief: norm and angular update alone, for runs with many groups.
 
     Returns:
         The figures that have anything to show.
@@ -95,12 +96,15 @@ def group_figures(runs: Sequence[Run], names: Sequence[str], group: str) -> list
     key = "group-" + "".join(letter if letter.isascii() and letter.isalnum() else f"_{ord(letter)}" for letter in group)
     candidates = [
         _norm_figure(runs, names, group, key),
-        _effective_lr_figure(runs, names, group, key),
         _angle_figure(runs, names, group, key),
-        _intrinsic_lr_figure(runs, names, group, key),
-        _relative_gradient_figure(runs, names, group, key),
-        _clipping_figure(runs, names, group, key),
     ]
+    if not brief:
+        candidates += [
+            _effective_lr_figure(runs, names, group, key),
+            _intrinsic_lr_figure(runs, names, group, key),
+            _relative_gradient_figure(runs, names, group, key),
+            _clipping_figure(runs, names, group, key),
+        ]
     return [figure for figure in candidates if figure is not None]
 
 

@@ -252,8 +252,9 @@ def _figure_sections(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     groups = dict.fromkeys(group for run in runs for group in run.invariant_groups)
     for group in groups:
         heading = f"Scale-invariant group <code>{text_of(group)}</code>"
-        figures = group_figures(runs, names, group)
-        if len(groups) <= _OPEN_GROUPS:
+        is_open = len(groups) <= _OPEN_GROUPS
+        figures = group_figures(runs, names, group, brief=not is_open)
+        if is_open:
             parts += _section(heading, figures, names)
         elif figures:
             parts.append(_fold(heading, _grid(figures, names)))
