@@ -5,7 +5,7 @@ customary for BERT; SGD and ClippedSGD do neither. All follow a cosine to 0.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from transformers import BertConfig
 
 from sibert.models import BertTwinForMaskedLM, SibertConfig, SibertForMaskedLM, initialize_from_frequencies
-from sibert.optim import Hybrid, Lamb, build_optimizer
+from sibert.optim import Hybrid, InvariantGroup, Lamb, build_optimizer
 
 BETAS = (0.9, 0.98)
 MASK_RATE = 0.15
@@ -106,7 +106,7 @@ def normalized(corpus: Corpus, sizes: Sizes) -> nn.Module:
 def sibert(invariance: str) -> Callable[..., nn.Module]:
     """SIBERT at a granularity of invariance."""
 
-    def make(corpus: Corpus, sizes: Sizes, **options: Any) -> nn.Module:
+    def make(corpus: Corpus, sizes: Sizes, equal_rows: bool = False) -> nn.Module:
         config = SibertConfig(
             **_shape(corpus, sizes),
             max_position_embeddings=corpus.length,
@@ -114,9 +114,13 @@ def sibert(invariance: str) -> Callable[..., nn.Module]:
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             invariance=invariance,
-            **options,
         )
-        return _start_at_frequencies(SibertForMaskedLM(config), corpus)
+        model = _start_at_frequencies(SibertForMaskedLM(config), corpus)
+        if equal_rows:
+            with torch.no_grad():
+                rows = model.get_input_embeddings().weight
+                rows.div_(rows.norm(dim=1, keepdim=True))
+        return model
 
     return make
 
@@ -180,9 +184,36 @@ def projected_adam(model: NormalizedBert, rate: float) -> Optimizer:
     return Projected(model.parameters(), lr=rate, project=model.project)
 
 
-def clipped_sgd(model: nn.Module, rate: float, **options: Any) -> Optimizer:
-    """What `sibert pretrain` uses: ClippedSGD in intrinsic mode."""
-    return build_optimizer(model, intrinsic_lr=rate, **options)
+def clipped_sgd(
+    model: SibertForMaskedLM,
+    rate: float,
+    one_group: bool = False,
+    equal_rates: bool = False,
+    table_rows: bool = False,
+    clip: float | None = 2.0,
+) -> Optimizer:
+    """What `sibert pretrain` uses: ClippedSGD in intrinsic mode. The options are for ablation.
+
+    Args:
+        model: SIBERT.
+        rate: Intrinsic learning rate.
+        one_group: All matrices as one vector: the model stays what it is, but its rotation is not balanced.
+        equal_rates: Tables at the rate of the other matrices.
+        table_rows: Each row of a table as a vector of its own.
+        clip: As for `ClippedSGD`.
+
+    Returns:
+        The optimizer.
+    """
+    groups = model.scale_invariant_groups()
+    if one_group:
+        groups = {"all": InvariantGroup([member for group in groups.values() for member in group.members])}
+    for name, group in groups.items():
+        if group.relative_rate != 1.0:
+            new_rate = 1.0 if equal_rates else group.relative_rate
+            groups[name] = replace(group, relative_rate=new_rate, rows=table_rows)
+    model.scale_invariant_groups = lambda: groups  # type: ignore[method-assign]
+    return build_optimizer(model, intrinsic_lr=rate, clip=clip)
 
 
 def grid(lowest: float, highest: float, count: int = 8) -> tuple[float, ...]:
@@ -207,7 +238,13 @@ CONTESTANTS: dict[str, Contestant] = {
     "sibert-joint": Contestant(
         "SIBERT joint (the paper), ClippedSGD", sibert("joint"), clipped_sgd, grid(2e-4, 2.56e-2)
     ),
-    "sibert-matrix": Contestant("SIBERT matrix, ClippedSGD", sibert("matrix"), clipped_sgd, grid(2e-4, 2.56e-2)),
+    "sibert-matrix": Contestant(
+        "SIBERT matrix, ClippedSGD",
+        sibert("matrix"),
+        clipped_sgd,
+        grid(2e-4, 2.56e-2),
+        model_options=("equal_rows",),
+    ),
     # Not a row of the headline: how much is the architecture, how much the optimizer?
     "sibert-matrix-adamw": Contestant(
         "SIBERT matrix, AdamW", sibert("matrix"), adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE

@@ -4,8 +4,9 @@
 
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `final` (the long budget: the best rate
 and its two neighbours, then more seeds at the best of these), `batch` (finalists at other batch sizes, four rates
-each), `robustness`. A phase reads what earlier ones found. Results are lines of results/quality/SCALE.jsonl;
-a trial that is there is not run again, so a study may be stopped and continued at will.
+each), `robustness`, `ablation` (what each part of the matrix form is worth). A phase reads what earlier ones found.
+Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
+continued at will.
 """
 
 import argparse
@@ -203,6 +204,17 @@ class Study:
                 trials.append(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth)))
         self.run(trials)
 
+    def ablation(self) -> None:
+        """Take one thing at a time away from the matrix form; three rates each, for the best one may move."""
+        name = "sibert-matrix"
+        rates = self.neighbours(name, self.best_rate(name), 1, 1)
+        variations = ("one_group", "equal_rates", "table_rows", "equal_rows")
+        self.run(
+            self.trial(name, rate, options=options)
+            for options in [*({one: True} for one in variations), {"clip": None}]
+            for rate in rates
+        )
+
 
 def finite(record: Mapping[str, Any]) -> float:
     """The loss; infinite where training diverged."""
@@ -214,7 +226,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-PHASES = ("tune", "final", "batch", "robustness")
+PHASES = ("tune", "final", "batch", "robustness", "ablation")
 
 
 def main() -> None:
