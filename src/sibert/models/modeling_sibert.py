@@ -44,6 +44,7 @@ References: Li et al., "Robust Training of Neural Networks using Scale Invariant
 sections 3 and Table 2; Devlin et al., arXiv 1810.04805, for everything that is BERT's.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,8 @@ INITIAL_LOGIT_SCALE = 8.0
 """Logits scale * cos begin within +-8: e^8 is about the ratio of probabilities that a vocabulary asks for."""
 
 
-class SibertEmbeddings(nn.Module):
-    """Token, position and segment embeddings, lifted to the residual stream: (; 2)."""
+class SibertTables(nn.Module):
+    """Token, position and segment tables, which the embeddings of all forms have in common."""
 
     def __init__(self, config: SibertConfig):
         super().__init__()
@@ -105,58 +106,50 @@ class SibertEmbeddings(nn.Module):
         self.token_type_embeddings = (
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
-        self.norm = SibertAffineNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.lift = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(
+    def look_up(
         self,
         input_ids_BT: Tensor | None,
         token_type_ids_BT: Tensor | None,
         position_ids_BT: Tensor | None,
         inputs_embeds_BTD: Tensor | None,
-    ) -> Tensor:
-        embedded_BTD = self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
+    ) -> list[Tensor]:
+        """Take one row from each table; [B, T, D] or, for positions that all sequences share, [1, T, D]."""
+        words_BTD = self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
         if position_ids_BT is None:
-            position_ids_BT = torch.arange(embedded_BTD.shape[1], device=embedded_BTD.device)[None]
-        embedded_BTD = embedded_BTD + self.position_embeddings(position_ids_BT)
+            position_ids_BT = torch.arange(words_BTD.shape[1], device=words_BTD.device)[None]
+        rows = [words_BTD, self.position_embeddings(position_ids_BT)]
         if self.token_type_embeddings is not None:
             if token_type_ids_BT is None:
                 token_type_ids_BT = torch.zeros_like(position_ids_BT)
-            embedded_BTD = embedded_BTD + self.token_type_embeddings(token_type_ids_BT)
-        stream_BTD: Tensor = self.lift(self.dropout(self.norm(embedded_BTD)))
-        return stream_BTD
+            rows.append(self.token_type_embeddings(token_type_ids_BT))
+        return rows
 
 
-class SibertUnitEmbeddings(nn.Module):
-    """A sum of unit vectors, one from each table: degree 0 in every row of every table."""
+class SibertEmbeddings(SibertTables):
+    """The sum of the rows, lifted to the residual stream: (; 2)."""
 
     def __init__(self, config: SibertConfig):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = (
-            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
-        )
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        super().__init__(config)
+        self.norm = SibertAffineNorm(config.hidden_size)
+        self.lift = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(
-        self,
-        input_ids_BT: Tensor | None,
-        token_type_ids_BT: Tensor | None,
-        position_ids_BT: Tensor | None,
-        inputs_embeds_BTD: Tensor | None,
-    ) -> Tensor:
-        embedded_BTD = self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
-        if position_ids_BT is None:
-            position_ids_BT = torch.arange(embedded_BTD.shape[1], device=embedded_BTD.device)[None]
-        embedded_BTD = unit_rows(embedded_BTD) + unit_rows(self.position_embeddings(position_ids_BT))
-        if self.token_type_embeddings is not None:
-            if token_type_ids_BT is None:
-                token_type_ids_BT = torch.zeros_like(position_ids_BT)
-            embedded_BTD = embedded_BTD + unit_rows(self.token_type_embeddings(token_type_ids_BT))
-        stream_BTD: Tensor = self.dropout(layer_norm(embedded_BTD))
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        stream_BTD: Tensor = self.lift(self.dropout(self.norm(_sum(self.look_up(*inputs)))))
         return stream_BTD
+
+
+class SibertUnitEmbeddings(SibertTables):
+    """The normalised sum of u(row): degree 0 in every row of every table."""
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        stream_BTD: Tensor = self.dropout(layer_norm(_sum([unit_rows(row) for row in self.look_up(*inputs)])))
+        return stream_BTD
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
 
 
 class SibertLinear(nn.Linear):
