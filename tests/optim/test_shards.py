@@ -73,6 +73,9 @@ def shard(rank, port, folder):
     torch.distributed.init_process_group("gloo")
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     results = {}
+    halves = torch.distributed.tensor.distribute_tensor(torch.ones(4, 6), mesh, [torch.distributed.tensor.Shard(1)])
+    with pytest.raises(ValueError, match="needs whole rows in each process"):
+        ClippedSGD([{"params": [nn.Parameter(halves)], "rows": True}], lr=0.1, weight_decay=0.1)
     for implementation in IMPLEMENTATIONS:
         network = model()
         fully_shard(network, mesh=mesh)

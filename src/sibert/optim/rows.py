@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sibert.optim import synchronisation
 from sibert.optim.norms import TRUSTED_RANGE
-from sibert.optim.shards import local_shard, reduce_shards, wrap_shard
+from sibert.optim.shards import has_whole_rows, local_shard, reduce_shards, wrap_shard
 from sibert.optim.statistics import record_step
 from sibert.optim.updates import at_least_float32
 
@@ -32,7 +32,8 @@ def check_rows(group: dict[str, Any]) -> None:
 
     Raises:
         TypeError: If a parameter is of dtype float16, in which the eta of a row may be out of range.
-        ValueError: If the parameters differ in their number of rows, or a row is 0 or not finite.
+        ValueError: If the parameters differ in their number of rows, or a row is 0, not finite or spread over
+            processes.
     """
     name, parameters = group["name"], group["params"]
     shapes = [tuple(p.shape) for p in parameters]
@@ -43,6 +44,11 @@ def check_rows(group: dict[str, Any]) -> None:
         )
     if any(p.dtype == torch.float16 for p in parameters):
         raise TypeError(f"{name}: rows=True takes float32, float64 or bfloat16 parameters, got float16")
+    if not all(has_whole_rows(p) for p in parameters):
+        raise ValueError(
+            f"{name}: rows=True needs whole rows in each process, but a parameter is sharded along another dimension "
+            "than the first; shard it along the first (FSDP2 does)"
+        )
     if any(p.is_meta for p in parameters):
         return
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = [
     "any_sharded",
+    "has_whole_rows",
     "is_sharded",
     "local_shard",
     "placed_gradient",
@@ -125,6 +126,21 @@ def reduce_shards(local: Tensor, like: Tensor) -> Tensor:
     return _reduce(local, dtensor.device_mesh, dtensor.placements)
 
 
+def has_whole_rows(tensor: Tensor) -> bool:
+    """Say whether every row, a slice along the first dimension, lies in one process.
+
+    Args:
+        tensor: A tensor or DTensor.
+
+    Returns:
+        False for a DTensor that is sharded along another dimension than the first.
+    """
+    if not is_sharded(tensor):
+        return True
+    dtensor: Any = tensor
+    return not any(placement.is_shard() and placement.dim != 0 for placement in dtensor.placements)
+
+
 def wrap_shard(local: Tensor, like: Tensor) -> Tensor:
     """Make a tensor of one number for each row, spread over processes as the rows of another tensor are.
 
@@ -134,18 +150,10 @@ def wrap_shard(local: Tensor, like: Tensor) -> Tensor:
 
     Returns:
         `local` itself, or a DTensor of it.
-
-    Raises:
-        ValueError: If a DTensor is sharded along another dimension than the first: no process has whole rows then.
     """
     if not is_sharded(like):
         return local
     dtensor: Any = like
-    if any(placement.is_shard() and placement.dim != 0 for placement in dtensor.placements):
-        raise ValueError(
-            f"rows=True needs whole rows in each process, but a parameter of shape {tuple(like.shape)} is placed as "
-            f"{dtensor.placements}; shard it along its first dimension (FSDP2 does)"
-        )
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
