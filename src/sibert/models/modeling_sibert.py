@@ -317,7 +317,7 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         for name, module in self.named_modules():
             if not isinstance(module, nn.Embedding | SibertLinear | SibertCosineLinear):
                 continue
-            weight: nn.Parameter = module.weight  # type: ignore[assignment]
+            weight: nn.Parameter = module.weight  # type: ignore[assignment]  # torch declares Embedding.weight a Tensor
             members = [(own, weight) for own in names.pop(id(weight), [])]
             if members:  # a tied weight belongs to the first module that has it
                 by_row, is_table = getattr(module, "by_row", False), not isinstance(module, SibertLinear)
