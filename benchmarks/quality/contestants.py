@@ -141,12 +141,13 @@ def _hidden(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def adamw(
-    model: nn.Module, rate: float, weight_decay: float = WEIGHT_DECAY, betas: tuple[float, float] = BETAS
+    model: nn.Module, rate: float, weight_decay: float = WEIGHT_DECAY, b2: float = BETAS[1], lr_factor: float = 1.0
 ) -> Optimizer:
-    """AdamW as BERT's successors use it."""
+    """AdamW as BERT's successors use it. `lr_factor` leaves the product of learning rate and weight decay alone."""
     matrices, vectors = _split(model)
     groups: list[Mapping[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
+    rate, weight_decay = rate * lr_factor, weight_decay / lr_factor
+    return torch.optim.AdamW(groups, lr=rate, betas=(BETAS[0], b2), weight_decay=weight_decay, fused=True)
 
 
 def lamb(model: nn.Module, rate: float, weight_decay: float = 0.01) -> Optimizer:
@@ -168,9 +169,9 @@ def adafactor(model: nn.Module, rate: float) -> Optimizer:
     return torch.optim.Adafactor(model.parameters(), lr=rate, eps=(None, 1e-3), d=1.0)
 
 
-def sgd(model: nn.Module, rate: float) -> Optimizer:
+def sgd(model: nn.Module, rate: float, lr_factor: float = 1.0) -> Optimizer:
     """Plain SGD."""
-    return torch.optim.SGD(model.parameters(), lr=rate)
+    return torch.optim.SGD(model.parameters(), lr=rate * lr_factor)
 
 
 def sinkgd(model: nn.Module, rate: float) -> Optimizer:
@@ -191,6 +192,9 @@ def clipped_sgd(
     equal_rates: bool = False,
     table_rows: bool = False,
     clip: float | None = 2.0,
+    table_rate: float = 1.0,
+    lr_factor: float = 1.0,
+    trunk_lr_factor: float = 1.0,
 ) -> Optimizer:
     """What `sibert pretrain` uses: ClippedSGD in intrinsic mode. The options are for ablation.
 
@@ -201,6 +205,10 @@ def clipped_sgd(
         equal_rates: Tables at the rate of the other matrices.
         table_rows: Each row of a table as a vector of its own.
         clip: As for `ClippedSGD`.
+        table_rate: Of tables, relative to what is usual.
+        lr_factor: After the first step, which calibrates eta, multiply eta and divide lambda: a wrong guess of the
+            learning rate at the same eta lambda, or, the same thing, parameters that are wrong by its square root.
+        trunk_lr_factor: That, for all matrices but the tables.
 
     Returns:
         The optimizer.
@@ -210,10 +218,21 @@ def clipped_sgd(
         groups = {"all": InvariantGroup([member for group in groups.values() for member in group.members])}
     for name, group in groups.items():
         if group.relative_rate != 1.0:
-            new_rate = 1.0 if equal_rates else group.relative_rate
+            new_rate = 1.0 if equal_rates else group.relative_rate * table_rate
             groups[name] = replace(group, relative_rate=new_rate, rows=table_rows)
     model.scale_invariant_groups = lambda: groups  # type: ignore[method-assign]
-    return build_optimizer(model, intrinsic_lr=rate, clip=clip)
+    optimizer = build_optimizer(model, intrinsic_lr=rate, clip=clip)
+
+    def misjudge(*_: Any) -> None:
+        for group in optimizer.param_groups:
+            if group["scale_invariant"]:
+                factor = lr_factor * (trunk_lr_factor if group["relative_rate"] == 1.0 else 1.0)
+                (optimizer.state[group["params"][0]] if group["rows"] else group)["eta"].mul_(factor)
+        once.remove()
+
+    if (lr_factor, trunk_lr_factor) != (1.0, 1.0):
+        once = optimizer.register_step_post_hook(misjudge)
+    return optimizer
 
 
 def grid(lowest: float, highest: float, count: int = 8) -> tuple[float, ...]:

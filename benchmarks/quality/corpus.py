@@ -43,9 +43,9 @@ class Corpus:
         self._order: tuple[tuple[int, int] | None, np.ndarray] = (None, np.empty(0, dtype=np.int64))
         validation = prepared.masked_validation()
         chosen = np.linspace(0, len(validation) - 1, min(len(validation), VALIDATION_SEQUENCES)).astype(int)
-        self.validation = [
-            collate([validation[int(i)] for i in chosen[k : k + 128]]) for k in range(0, len(chosen), 128)
-        ]
+        batches = max(4, len(chosen) // 128)
+        # Interleaved: any few batches are a fair sample of the documents.
+        self.validation = [collate([validation[int(i)] for i in chosen[k::batches]]) for k in range(batches)]
         self.unigram_entropy = unigram_entropy(validation)
 
     def batch(self, seed: int, step: int, sequences: int) -> dict[str, torch.Tensor]:

@@ -2,9 +2,11 @@
 
     python benchmarks/quality/study.py [PHASE ...] [--scale cpu] [--sources FILE ...] [--workers 2] [--device cpu]
 
-Phases, in this order: `tune` (every contestant, eight rates, the short budget), `final` (the long budget: the best rate
-and its two neighbours, then more seeds at the best of these), `batch` (finalists at other batch sizes, four rates
-each), `robustness`, `ablation` (what each part of the matrix form is worth). A phase reads what earlier ones found.
+Phases, in this order: `tune` (every contestant, eight rates, the short budget), `recipe` (five variations of schedule,
+warm-up and the like for those that the headline compares), `final` (the long budget: everybody's best once; finalists
+also at the two neighbouring rates, and the best of these with more seeds), `batch` (finalists at other batch sizes,
+four rates each), `ablation` (what each part of the matrix form is worth), `robustness`, `misjudged` (a learning rate
+that is wrong by a factor of 100, at fixed eta lambda). A phase reads what earlier ones found.
 Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
 continued at will.
 """
@@ -26,6 +28,31 @@ from trial import Trial
 ROOT = Path(__file__).parents[2]
 OURS = ("sibert-joint", "sibert-matrix", "sibert-row")
 ADAMW = ("bert-postnorm-adamw", "bert-prenorm-adamw")
+PLAIN: dict[str, Any] = {}
+OF_ADAMW = [
+    {"schedule": "linear"},
+    {"warmup_share": 0.02},
+    {"weight_decay": 0.01},
+    {"weight_decay": 0.3},
+    {"b2": 0.999},
+]
+OF_MATRIX = [{"schedule": "linear"}, {"warmup_share": 0.05}, {"clip": 4.0}, {"table_rate": 0.5}, {"table_rate": 2.0}]
+RECIPES: dict[str, list[dict[str, Any]]] = {**dict.fromkeys(ADAMW, OF_ADAMW), "sibert-matrix": OF_MATRIX}
+ABLATIONS: list[dict[str, Any]] = [
+    *({one: True} for one in ("one_group", "equal_rates", "table_rows", "equal_rows")),
+    {"clip": None},
+]
+ROBUSTNESS: list[dict[str, Any]] = [
+    *({"init_scale": c} for c in (1e-3, 1e-1, 1e1, 1e3)),
+    *({"loss_scale": c} for c in (1e-4, 1e-2, 1e2, 1e4)),
+    *({"lr_factor": c} for c in (1e-2, 1e2)),
+    {"dtype": "bfloat16"},
+    {"warmup_share": 0.0},
+]
+DEPTHS = (2, 12, 24)
+MISJUDGED_RATE = 4e-3
+"""eta lambda of the phase `misjudged`, where the schedule is constant: a factor of 100 then costs ln(10) / 0.004 = 576
+steps."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +157,7 @@ class Study:
         middle = (len(rates) - self.scale.rates) // 2
         return rates[middle : middle + self.scale.rates]
 
-    def neighbours(self, contestant: str, rate: float, before: int, after: int) -> tuple[float, ...]:
+    def neighbours(self, contestant: str, rate: float, before: int = 1, after: int = 1) -> tuple[float, ...]:
         """Rates of the grid around one of them."""
         grid = CONTESTANTS[contestant].rates
         index = grid.index(rate)
@@ -146,36 +173,61 @@ class Study:
     def _inside_out(self) -> list[int]:
         return sorted(range(self.scale.rates), key=lambda i: abs(i - self.scale.rates // 2))
 
-    def final(self) -> None:
-        """The long budget: best rate of the search and its neighbours with one seed, then the other seeds."""
-        best = {name: self.best_rate(name) for name in CONTESTANTS}
+    def recipe(self) -> None:
+        """Variations of the recipe at the best rate of the search."""
         self.run(
-            self.trial(name, rate, tokens=self.scale.long)
-            for name in CONTESTANTS
-            for rate in self.neighbours(name, best[name], 1, 1)
+            self.trial(name, self.best_rate(name), options=options)
+            for name, more in RECIPES.items()
+            for options in more
         )
-        chosen = {name: self.final_rate(name) for name in CONTESTANTS}
+
+    def best_options(self, contestant: str) -> dict[str, Any]:
+        """The variation with the lowest loss at the short budget; often none."""
+        rate = self.best_rate(contestant)
+        known = [
+            (finite(record), index, options)
+            for index, options in enumerate([PLAIN, *RECIPES.get(contestant, [])])
+            if (record := self.records.get(self.trial(contestant, rate, options=options).key))
+        ]
+        return min(known)[2]
+
+    def best(self, contestant: str) -> float:
+        """The lowest loss at the short budget, variations included."""
+        fields = {"options": self.best_options(contestant)}
+        return finite(self.records[self.trial(contestant, self.best_rate(contestant), **fields).key])
+
+    def finalists(self) -> list[str]:
+        """The better BERT with AdamW, the best other method that keeps state, and the three of ours."""
+        others = [name for name in CONTESTANTS if name.startswith(("bert", "ngpt")) and name not in ADAMW]
+        return [min(ADAMW, key=self.best), min(others, key=self.best), *OURS]
+
+    def final(self) -> None:
+        """The long budget: finalists at three rates, then at the best of these with the other seeds; the rest once."""
+        finalists = self.finalists()
+        self.run(self.long(name, rate) for name in finalists for rate in self.neighbours(name, self.best_rate(name)))
         self.run(
-            self.trial(name, chosen[name], tokens=self.scale.long, seed=seed)
-            for seed in self.scale.seeds
-            for name in self.finalists()
+            self.long(name, self.final_rate(name), seed=seed) for seed in self.scale.seeds[1:] for name in finalists
+        )
+        # The paper reports its gap after equal and after twice the steps.
+        self.run([self.long("sibert-joint", self.final_rate("sibert-joint"), tokens=2 * self.scale.long)])
+        self.run(self.long(name, self.best_rate(name)) for name in CONTESTANTS if name not in finalists)
+
+    def long(self, contestant: str, rate: float, **fields: Any) -> Trial:
+        """A trial of the long budget with the best variation of the recipe."""
+        return self.trial(
+            contestant, rate, **({"tokens": self.scale.long, "options": self.best_options(contestant)} | fields)
         )
 
     def final_rate(self, contestant: str) -> float:
         """The rate with the lowest loss at the long budget, seed 0."""
-        return self.best_rate(contestant, tokens=self.scale.long)
-
-    def finalists(self) -> list[str]:
-        """The better BERT with AdamW, the best other method that keeps state, and the three of ours."""
-        loss = {name: min(self.search(name, tokens=self.scale.long).values()) for name in CONTESTANTS}
-        others = [name for name in CONTESTANTS if name.startswith(("bert", "ngpt")) and name not in ADAMW]
-        return [min(ADAMW, key=loss.__getitem__), min(others, key=loss.__getitem__), *OURS]
+        rates = self.neighbours(contestant, self.best_rate(contestant))
+        return min(rates, key=lambda rate: finite(self.records[self.long(contestant, rate).key]))
 
     def batch(self) -> None:
         """Four finalists at other batch sizes: four rates around the best of the search."""
         names = [name for name in self.finalists() if name != "sibert-row"]
         self.run(
-            self.trial(name, rate, tokens_per_step=size)
+            self.trial(name, rate, tokens_per_step=size, options=self.best_options(name))
             for size in self.scale.other_batches
             for name in names
             for rate in self.batch_rates(name, size)
@@ -186,34 +238,40 @@ class Study:
         best = self.best_rate(contestant)
         return self.neighbours(contestant, best, *((1, 2) if size > self.scale.tokens_per_step else (2, 1)))
 
-    def robustness(self) -> None:
-        """Initialisation, loss scale, bfloat16, no warm-up, depth; at the best rate of the search."""
-        variations: list[Mapping[str, Any]] = [
-            *({"init_scale": c} for c in (1e-3, 1e-1, 1e1, 1e3)),
-            *({"loss_scale": c} for c in (1e-4, 1e-2, 1e2, 1e4)),
-            {"dtype": "bfloat16"},
-            {"warmup_share": 0.0},
-        ]
-        names = [*OURS, min(ADAMW, key=lambda name: min(self.search(name).values()))]
-        trials = []
-        for name in names:
-            rate = self.best_rate(name)
-            trials += [self.trial(name, rate, options=options) for options in variations]
-            for depth in (2, 12, 24):
-                base = self.trial(name, rate)
-                trials.append(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth)))
-        self.run(trials)
-
     def ablation(self) -> None:
         """Take one thing at a time away from the matrix form; three rates each, for the best one may move."""
         name = "sibert-matrix"
-        rates = self.neighbours(name, self.best_rate(name), 1, 1)
-        variations = ("one_group", "equal_rates", "table_rows", "equal_rows")
-        self.run(
-            self.trial(name, rate, options=options)
-            for options in [*({one: True} for one in variations), {"clip": None}]
-            for rate in rates
-        )
+        rates = self.neighbours(name, self.best_rate(name))
+        self.run(self.trial(name, rate, options=options) for options in ABLATIONS for rate in rates)
+
+    def robustness(self) -> None:
+        """Initialisation, loss scale, learning rate, bfloat16, warm-up, depth; one setting, half the short budget."""
+        trials = []
+        for name in (*OURS, min(ADAMW, key=self.best)):
+            base = self.trial(name, self.best_rate(name), tokens=self.scale.short // 2)
+            applies = [
+                options for options in ROBUSTNESS if CONTESTANTS[name].warmup_share or "warmup_share" not in options
+            ]
+            trials += [replace(base, options=options) for options in [PLAIN, *applies]]
+            trials += [replace(base, sizes=replace(base.sizes, num_hidden_layers=depth)) for depth in DEPTHS]
+        self.run(trials)
+
+    def misjudged(self) -> None:
+        """A learning rate that is wrong by a factor at fixed eta lambda, and the same for AdamW and plain SGD."""
+        size = min(self.scale.other_batches)
+        fields: dict[str, Any] = {"tokens_per_step": size, "tokens": self.scale.short}
+        trials = [
+            self.trial(name, MISJUDGED_RATE, options={"schedule": "constant", **more}, **fields)
+            for name in OURS
+            for more in [PLAIN, {"trunk_lr_factor": 1e2}, {"trunk_lr_factor": 1e-2}, {"lr_factor": 1e2}]
+            if not (name == "sibert-joint" and "lr_factor" in more)  # the same thing there
+        ]
+        trials += [
+            self.trial(name, self.best_rate(name), options={"schedule": "constant", **more}, **fields)
+            for name in (min(ADAMW, key=self.best), "bert-sgd")
+            for more in [PLAIN, {"lr_factor": 1e2}, {"lr_factor": 1e-2}]
+        ]
+        self.run(trials)
 
 
 def finite(record: Mapping[str, Any]) -> float:
@@ -226,7 +284,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-PHASES = ("tune", "final", "batch", "robustness", "ablation")
+PHASES = ("tune", "recipe", "final", "batch", "ablation", "robustness", "misjudged")
 
 
 def main() -> None:

@@ -18,11 +18,14 @@ import torch
 from contestants import CONTESTANTS, Sizes
 from corpus import Corpus
 
+from sibert.models import SibertForMaskedLM
 from sibert.optim import schedule
 from sibert.training import environment
 from sibert.training.metrics import optimizer_state_bytes
 
 EVALUATIONS = 16
+INSTRUMENTS = (0.25, 0.5, 0.75)
+"""Parts of the run after which rotation is measured, in one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,8 @@ def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[
         device: Where to train.
 
     Returns:
-        The trial and what it measured; "loss" is None where training diverged.
+        The trial and what it measured. "loss" is of the whole validation set, None where training diverged; "curve" is
+        of a quarter of it.
     """
     corpus = Corpus(sources)
     options = dict(trial.options)
@@ -82,10 +86,7 @@ def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[
     contestant = CONTESTANTS[trial.contestant]
     torch.manual_seed(trial.seed)
     model = contestant.model(corpus, trial.sizes, **contestant.take_model_options(options)).to(device)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(init_scale)
+    rescale(model, init_scale)
     model.to(dtype)
     steps = trial.tokens // trial.tokens_per_step
     warmup = round(steps * options.pop("warmup_share", contestant.warmup_share))
@@ -95,7 +96,9 @@ def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[
 
     sequences = trial.tokens_per_step // corpus.length
     curve: list[tuple[int, float | None]] = []
-    groups: list[dict[str, Any]] = []
+    groups: dict[int, dict[str, Any]] = {}
+    rotation: dict[int, dict[str, Any]] = {}
+    watched = {round(part * steps) for part in INSTRUMENTS}
     train_losses, seconds = [], []
     began = time.perf_counter()
     model.train()
@@ -107,18 +110,22 @@ def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[
         (loss_scale * loss).backward()
         if contestant.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), contestant.max_grad_norm)
+        before = copy_matrices(model) if step in watched else {}
         optimizer.step()
         train_losses.append(loss.item())  # waits for the device
         seconds.append(time.perf_counter() - started)
+        if step in watched:
+            rotation[step] = angles(before, copy_matrices(model))
+            if hasattr(optimizer, "statistics"):  # means since the last time
+                groups[step] = {one.name: group_record(one) for one in optimizer.statistics(reset=True)}
         scheduler.step()
         if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
-            value = evaluate(model, corpus, device, every=1 if step + 1 == steps else 4)
+            value = evaluate(model, corpus, device, every=4)
             curve.append(((step + 1) * trial.tokens_per_step, value if math.isfinite(value) else None))
-            if hasattr(optimizer, "statistics"):
-                groups.append({one.name: group_record(one) for one in optimizer.statistics(reset=True)})
         if not math.isfinite(train_losses[-1]):
             curve.append(((step + 1) * trial.tokens_per_step, None))
             break
+    final = evaluate(model, corpus, device, every=1)
     peak = (
         torch.cuda.max_memory_allocated()
         if device == "cuda"
@@ -126,7 +133,7 @@ def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[
     )
     return {
         "trial": dataclasses.asdict(trial),
-        "loss": curve[-1][1],
+        "loss": final if math.isfinite(final) else None,
         "curve": curve,
         "unigram_entropy": corpus.unigram_entropy,
         "train_loss_of_the_last_tenth": statistics.fmean(train_losses[-max(1, steps // 10) :]),
@@ -136,13 +143,25 @@ def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[
         "optimizer_state_bytes": optimizer_state_bytes(optimizer),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "groups": groups,
+        "rotation": rotation,
         "environment": environment(),
     }
 
 
 @torch.no_grad()
+def rescale(model: torch.nn.Module, factor: float) -> None:
+    """Multiply the parameters that SIBERT claims to be invariant to; of a BERT, the matrices of its encoder."""
+    if isinstance(model, SibertForMaskedLM):
+        chosen = {p for group in model.scale_invariant_groups().values() for _, p in group.members}
+    else:
+        chosen = {p for p in getattr(model, "base_model", model).parameters() if p.dim() > 1}
+    for parameter in chosen:
+        parameter.mul_(factor)
+
+
+@torch.no_grad()
 def evaluate(model: torch.nn.Module, corpus: Corpus, device: str, every: int) -> float:
-    """Masked-LM loss on the validation set, nats per target; `every` = 4: on a quarter of it, to save time."""
+    """Masked-LM loss on the validation set, nats per target; `every` = 4: on a quarter of it, for curves."""
     model.eval()
     total, targets = 0.0, 0
     for batch in corpus.validation[::every]:
@@ -151,6 +170,31 @@ def evaluate(model: torch.nn.Module, corpus: Corpus, device: str, every: int) ->
         targets += count
     model.train()
     return total / targets
+
+
+def copy_matrices(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All matrices, in double precision: a small angle is lost in the rounding of single precision."""
+    return {name: p.detach().to(torch.float64, copy=True) for name, p in model.named_parameters() if p.dim() == 2}
+
+
+def angles(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """How far each matrix turned in one step, and the tenth, fiftieth and ninetieth percentile of its rows, radians."""
+
+    def between(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x, y = (z / z.norm(dim=-1, keepdim=True) for z in (x, y))
+        return 2.0 * torch.asin(((x - y).norm(dim=-1) / 2.0).clamp_max(1.0))
+
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    return {
+        name: [
+            float(f"{angle:.3g}")
+            for angle in (
+                between(old.flatten(), after[name].flatten()).item(),
+                *between(old, after[name]).cpu().quantile(levels).tolist(),
+            )
+        ]
+        for name, old in before.items()
+    }
 
 
 def group_record(statistics: Any) -> dict[str, float | None]:

@@ -103,7 +103,7 @@ def test_initialisation_is_the_table_in_its_docstring(invariance):
         if name.endswith("bias"):
             assert (parameter == 0).all(), name
         elif name == "decoder.log_scale":
-            assert parameter.exp().item() == pytest.approx(8.0)
+            assert parameter.exp().item() == pytest.approx((0.5 * model.config.hidden_size) ** 0.5)
         elif "norm" in name:
             assert (parameter == 1).all(), name
         else:
