@@ -2,19 +2,36 @@
 
     python benchmarks/quality/report.py [--scale cpu]
 
-Writes results/quality/SCALE.md and docs/figures/quality_*.svg, and puts the table between the markers of the README if
-it has them. What a phase has not measured yet is left out, and the table says how many trials stand behind it.
+Writes results/quality/SCALE.md and docs/figures/quality_*.svg, and puts the final table between the markers of the
+README. What has not been measured yet is left out.
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from contestants import CONTESTANTS
-from study import ROOT, SCALES, Scale, finite, read, results
+from study import (
+    ABLATIONS,
+    ADAMW,
+    DEPTHS,
+    MISJUDGED_RATE,
+    OURS,
+    RECIPES,
+    ROBUSTNESS,
+    ROOT,
+    SCALES,
+    Study,
+    finite,
+    read,
+    results,
+)
+from trial import Trial
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,126 +39,309 @@ from matplotlib import pyplot as plt
 FIGURES = ROOT / "docs" / "figures"
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 
-
-def select(records: Iterable[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
-    """Records whose trials have these values."""
-    return [record for record in records if all(record["trial"][key] == value for key, value in wanted.items())]
+Record = Mapping[str, Any]
 
 
-def plain(records: Iterable[Mapping[str, Any]], scale: Scale) -> list[Mapping[str, Any]]:
-    """Records of the study's own sizes and without variations."""
-    return [r for r in records if not r["trial"]["options"] and r["trial"]["sizes"] == vars(scale.sizes)]
+@dataclass(frozen=True)
+class Final:
+    """The long runs of a contestant at its best rate, one for each seed."""
+
+    name: str
+    rate: float
+    runs: Sequence[Record]
+
+    @property
+    def losses(self) -> list[float]:
+        """One for each seed."""
+        return [finite(run) for run in self.runs]
+
+    @property
+    def mean(self) -> float:
+        """Of the losses."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """Tokens and mean loss on a quarter of the validation set; infinite where a run diverged."""
+        points = zip(*(run["curve"] for run in self.runs), strict=False)
+        return [
+            (point[0][0], sum(math.inf if loss is None else loss for _, loss in point) / len(point)) for point in points
+        ]
 
 
-def search_table(records: Sequence[Mapping[str, Any]], scale: Scale) -> str:
-    """Loss by rate at the short budget."""
-    rows = ["| contestant | rate: loss |", "|---|---|"]
-    for name, contestant in CONTESTANTS.items():
-        found = select(records, contestant=name, tokens=scale.short, tokens_per_step=scale.tokens_per_step, seed=0)
-        if not found:
-            continue
-        best = min(found, key=finite)
-        cells = []
-        for record in sorted(found, key=lambda r: r["trial"]["rate"]):
-            text = "diverged" if record["loss"] is None else f"{record['loss']:.3f}"
-            cells.append(f"{record['trial']['rate']:g}: {f'**{text}**' if record is best else text}")
-        rows.append(f"| {contestant.label} | {', '.join(cells)} |")
-    return "\n".join(rows)
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def final_rows(records: Sequence[Mapping[str, Any]], scale: Scale) -> list[dict[str, Any]]:
-    """For each contestant the long runs at its best rate."""
-    rows = []
-    for name, contestant in CONTESTANTS.items():
-        found = select(records, contestant=name, tokens=scale.long, tokens_per_step=scale.tokens_per_step)
-        first_seed = select(found, seed=0)
-        if not first_seed:
-            continue
-        rate = min(first_seed, key=finite)["trial"]["rate"]
-        runs = select(found, rate=rate)
-        losses = [finite(run) for run in runs]
-        rows.append(
-            {
-                "name": name,
-                "label": contestant.label,
-                "rate": rate,
-                "losses": losses,
-                "mean": sum(losses) / len(losses),
-                "runs": runs,
-                "seconds": sorted(run["median_seconds_per_step"] for run in runs)[len(runs) // 2],
-                "state": runs[0]["optimizer_state_bytes"],
-            }
-        )
-    return sorted(rows, key=lambda row: row["mean"])
+def shown(loss: float) -> str:
+    """Three digits; the validation set does not carry more."""
+    return "diverged" if math.isinf(loss) else f"{loss:.3f}"
 
 
-def final_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The headline."""
-    target = min((row["mean"] for row in rows if row["name"].startswith("bert-p")), default=math.nan)
-    lines = [
-        "| contestant | rate | loss, mean (lowest to highest) | tokens to the loss of BERT + AdamW | optimizer state |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        spread = f"{min(row['losses']):.3f} to {max(row['losses']):.3f}, {len(row['losses'])} seeds"
-        loss = f"{row['mean']:.3f} ({spread if len(row['losses']) > 1 else '1 seed'})"
-        share = tokens_to(row["runs"], target)
-        reached = "not reached" if share is None else f"{share:.2f}x"
-        lines.append(f"| {row['label']} | {row['rate']:g} | {loss} | {reached} | {row['state'] / 1e6:.2f} MB |")
-    return "\n".join(lines)
+def named(options: Mapping[str, Any]) -> str:
+    """A variation in words."""
+    return ", ".join(f"{key} {value}" if value is not True else key for key, value in options.items()) or "as it is"
 
 
-def tokens_to(runs: Sequence[Mapping[str, Any]], target: float) -> float | None:
-    """Share of the budget after which the mean of the curves is at the target, interpolated; None if never."""
-    if any(None in (loss for _, loss in run["curve"]) for run in runs):
-        return None
-    points = [
-        (at_one_time[0][0], sum(loss for _, loss in at_one_time) / len(at_one_time))
-        for at_one_time in zip(*(run["curve"] for run in runs), strict=True)
-    ]
-    previous = None
-    for tokens, loss in points:
-        if loss <= target:
-            if previous is None:
-                return float(tokens / points[-1][0])
-            part = (previous[1] - target) / (previous[1] - loss)
-            return float((previous[0] + part * (tokens - previous[0])) / points[-1][0])
-        previous = tokens, loss
+def tokens_until(curve: Sequence[tuple[int, float]], target: float) -> float | None:
+    """Tokens after which a curve is at a loss, interpolated; None if never."""
+    if curve[0][1] <= target:
+        return float(curve[0][0])
+    for (left, high), (right, low) in itertools.pairwise(curve):
+        if low <= target:
+            part = (high - target) / (high - low) if math.isfinite(high) else 1.0
+            return left + part * (right - left)
     return None
 
 
-def curves_figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def search_table(study: Study) -> str:
+    """Loss by rate at the short budget."""
+    rows = []
+    for name, contestant in CONTESTANTS.items():
+        losses = study.search(name)
+        best = min(losses.values(), default=None)
+        cells = [
+            f"{rate:g}: {'**' * (loss == best)}{shown(loss)}{'**' * (loss == best)}" for rate, loss in losses.items()
+        ]
+        rows.append([contestant.label, ", ".join(cells)])
+    return table(["contestant", "rate: loss"], rows)
+
+
+def variations_table(study: Study, contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What a variation changes at the best rate among those tried with it."""
+    rows = []
+    for name, variations in contestants.items():
+        base = study.best_rate(name)
+        plain = study.search(name)[base]
+        for options in variations:
+            losses = study.search(name, options=options)
+            if losses:
+                rate = min(losses, key=losses.__getitem__)
+                difference = losses[rate] - plain
+                rows.append(
+                    [CONTESTANTS[name].label, named(options), f"{rate:g}", shown(losses[rate]), f"{difference:+.3f}"]
+                )
+    return table(["contestant", "variation", "rate", "loss", "difference"], rows)
+
+
+def finals(study: Study) -> dict[str, Final]:
+    """The long runs, best first."""
+    found = []
+    for name in CONTESTANTS:
+        known = {rate: study.find(study.long(name, rate)) for rate in CONTESTANTS[name].rates}
+        losses = {rate: finite(record) for rate, record in known.items() if record}
+        if losses:
+            rate = min(losses, key=losses.__getitem__)
+            runs = [study.find(study.long(name, rate, seed=seed)) for seed in study.scale.seeds]
+            found.append(Final(name, rate, [run for run in runs if run]))
+    return {final.name: final for final in sorted(found, key=lambda final: final.mean)}
+
+
+def reference(found: Mapping[str, Final]) -> Final | None:
+    """The better BERT with AdamW."""
+    return min((found[name] for name in ADAMW if name in found), key=lambda final: final.mean, default=None)
+
+
+def final_table(found: Mapping[str, Final]) -> str:
+    """The headline."""
+    bert = reference(found)
+    rows = []
+    for final in found.values():
+        reached, difference = "", ""
+        if bert:
+            tokens = tokens_until(final.curve, bert.curve[-1][1])
+            reached = "not reached" if tokens is None else f"{tokens / final.curve[-1][0]:.2f}x"
+            difference = f"{final.mean - bert.mean:+.3f}"
+        seeds = f"{shown(min(final.losses))} to {shown(max(final.losses))}" if len(final.losses) > 1 else "one seed"
+        state = f"{final.runs[0]['optimizer_state_bytes'] / final.runs[0]['parameters']:.2f}"
+        row = [CONTESTANTS[final.name].label, f"{final.rate:g}", shown(final.mean), seeds, difference, reached, state]
+        rows.append([f"**{cell}**" for cell in row] if final.name == "sibert-matrix" else row)
+    head = [
+        "contestant",
+        "rate",
+        "loss",
+        "seeds",
+        "against BERT + AdamW",
+        "tokens to its loss",
+        "state, bytes a parameter",
+    ]
+    return table(head, rows)
+
+
+def gap(study: Study, found: Mapping[str, Final]) -> str:
+    """The paper's own gap: joint form against Adam, after equal and twice the steps."""
+    joint, bert = found.get("sibert-joint"), reference(found)
+    if not joint or not bert:
+        return ""
+    twice = study.find(study.long("sibert-joint", joint.rate, tokens=2 * study.scale.long))
+    later = f", after twice the steps {finite(twice) - bert.mean:+.3f}" if twice else ""
+    return (
+        f"Joint form (the paper's) against {CONTESTANTS[bert.name].label}: {joint.mean - bert.mean:+.3f} nats after "
+        f"equal steps{later}. The paper reports +0.101 and +0.016 for BERT base."
+    )
+
+
+def batch_table(study: Study) -> str:
+    """Best loss at each batch size."""
+    sizes = sorted([study.scale.tokens_per_step, *study.scale.other_batches])
+    rows = []
+    for name in study.finalists():
+        cells = []
+        for size in sizes:
+            losses = study.search(name, tokens_per_step=size, options=study.best_options(name))
+            rate = min(losses, key=losses.__getitem__, default=None)
+            cells.append("" if rate is None else f"{shown(losses[rate])} ({rate:g})")
+        rows.append([CONTESTANTS[name].label, *cells])
+    return table(["contestant", *(f"{size} tokens a step" for size in sizes)], rows)
+
+
+def robustness_table(study: Study) -> str:
+    """One setting for all: what a variation changes."""
+    names = [*OURS, min(ADAMW, key=study.best)]
+    bases = [study.trial(name, study.best_rate(name), tokens=study.scale.short // 2) for name in names]
+    plain = [study.find(base) for base in bases]
+    if not all(plain):
+        return ""
+    rows = [["as it is", *(shown(finite(record)) for record in plain)]]
+    changes: dict[str, list[list[float]]] = {"init_scale": [[] for _ in names], "loss_scale": [[] for _ in names]}
+    for options in ROBUSTNESS:
+        cells = []
+        for index, base in enumerate(bases):
+            record = study.find(replace(base, options=options))
+            change = finite(record) - finite(plain[index]) if record else math.nan
+            cells.append("" if math.isnan(change) else "diverged" if math.isinf(change) else f"{change:+.4f}")
+            if record and (kind := next(iter(options))) in changes:
+                changes[kind][index].append(change)
+        rows.append([named(options), *cells])
+    for kind, by_name in changes.items():
+        spreads = [max([0.0, *values]) - min([0.0, *values]) for values in by_name]
+        rows.append([f"**spread over {kind}**", *(f"**{spread:.4f}**" for spread in spreads)])
+    for depth in DEPTHS:
+        records = [study.find(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth))) for base in bases]
+        rows.append([f"{depth} layers (loss)", *(shown(finite(record)) if record else "" for record in records)])
+    return table(["change of the loss", *(CONTESTANTS[name].label for name in names)], rows)
+
+
+def misjudged_table(study: Study) -> str:
+    """What a learning rate that is wrong by a factor costs at fixed eta lambda."""
+    rows = []
+    for trials in study.misjudged_trials():
+        base, *others = [(trial, study.find(trial)) for trial in trials]
+        if base[1] is None:
+            continue
+        for trial, record in others:
+            if record is None:
+                continue
+            options = {key: value for key, value in trial.options.items() if key != "schedule"}
+            ours = trial.contestant in OURS
+            late = finite(record)
+            curve = [(tokens, math.inf if loss is None else loss) for tokens, loss in base[1]["curve"]]
+            # The curve is of a quarter of the validation set, so both ends have to be.
+            reached = tokens_until(curve, curve_end(record)) if math.isfinite(late) else None
+            steps = None if reached is None else (trial.tokens - reached) / trial.tokens_per_step
+            predicted = f"{abs(math.log(next(iter(options.values())))) / 2 / MISJUDGED_RATE:.0f}" if ours else ""
+            extra = f"{steps:.0f}" if steps is not None else "none: ends lower" if math.isfinite(late) else "never"
+            label = CONTESTANTS[trial.contestant].label
+            rows.append([label, named(options), f"{shown(late)} ({late - finite(base[1]):+.3f})", extra, predicted])
+    return table(["contestant", "wrong by", "loss", "extra steps", "ln(factor) / (2 eta lambda)"], rows)
+
+
+def curve_end(record: Record) -> float:
+    """The last loss on a quarter of the validation set."""
+    loss = record["curve"][-1][1]
+    return math.inf if loss is None else float(loss)
+
+
+def trunk_angles(record: Record, part: float = 0.5) -> dict[str, list[float]]:
+    """How far the matrices of the layers turned in one step in the middle of a run."""
+    steps = record["trial"]["tokens"] // record["trial"]["tokens_per_step"]
+    measured = record["rotation"].get(str(round(part * steps)), {})
+    return {name: angles for name, angles in measured.items() if "layer" in name and angles[0] > 0}
+
+
+def instrumented(study: Study, found: Mapping[str, Final]) -> dict[str, Record]:
+    """Label -> run, for the tables and figures of rotation."""
+    runs = {CONTESTANTS[name].label: found[name].runs[0] for name in (*OURS, *ADAMW) if name in found}
+    losses = study.search("sibert-matrix", options={"one_group": True})
+    if losses:
+        rate = min(losses, key=losses.__getitem__)
+        runs["SIBERT matrix, all in one group"] = study.records[
+            study.trial("sibert-matrix", rate, options={"one_group": True}).key
+        ]
+    return {label: run for label, run in runs.items() if trunk_angles(run)}
+
+
+def rotation_table(runs: Mapping[str, Record]) -> str:
+    """Is rotation balanced?"""
+    rows = []
+    for label, run in runs.items():
+        angles = trunk_angles(run)
+        matrices = sorted(one[0] for one in angles.values())
+        rows_ratio = sorted(one[3] / one[1] for one in angles.values() if one[1] > 0)
+        rows.append(
+            [
+                label,
+                f"{matrices[0]:.4f}, {matrices[len(matrices) // 2]:.4f}, {matrices[-1]:.4f}",
+                f"{matrices[-1] / matrices[0]:.1f}",
+                f"{rows_ratio[len(rows_ratio) // 2]:.1f}" if rows_ratio else "",
+            ]
+        )
+    head = [
+        "run",
+        "radians per step: slowest, median, fastest matrix",
+        "fastest / slowest",
+        "rows: 90th / 10th percentile",
+    ]
+    return table(head, rows)
+
+
+def style(name: str) -> dict[str, Any]:
+    """Ours stand out."""
+    return {"linewidth": 2.0} if name.startswith("sibert") else {"linewidth": 1.0, "linestyle": "--"}
+
+
+def curves_figure(found: Mapping[str, Final], path: Path) -> None:
     """Validation loss along the long runs."""
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    for number, row in enumerate(rows):
-        style = {"linewidth": 2.0} if row["name"].startswith("sibert") else {"linewidth": 1.0, "linestyle": "--"}
-        for index, run in enumerate(row["runs"]):
+    for number, (name, final) in enumerate(found.items()):
+        for index, run in enumerate(final.runs):
             points = [(tokens / 1e6, loss) for tokens, loss in run["curve"] if loss is not None]
-            label = row["label"] if index == 0 else None
-            axes.plot(*zip(*points, strict=True), label=label, color=plt.get_cmap("tab20")(number), **style)
-    axes.set_xlabel("million tokens")
-    axes.set_ylabel("validation masked-LM loss, nats")
+            label = CONTESTANTS[name].label if index == 0 else None
+            axes.plot(*zip(*points, strict=True), label=label, color=plt.get_cmap("tab20")(number), **style(name))
+    axes.set(xlabel="million tokens", ylabel="validation masked-LM loss, nats")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     save(figure, path)
 
 
-def search_figure(records: Sequence[Mapping[str, Any]], scale: Scale, path: Path) -> None:
+def search_figure(study: Study, path: Path) -> None:
     """Loss against rate relative to the best one: how much tuning a contestant needs."""
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    for name, contestant in CONTESTANTS.items():
-        found = select(records, contestant=name, tokens=scale.short, tokens_per_step=scale.tokens_per_step, seed=0)
-        points = sorted((r["trial"]["rate"], r["loss"]) for r in found if r["loss"] is not None)
-        if len(points) < 2:
+    for number, name in enumerate(CONTESTANTS):
+        losses = {rate: loss for rate, loss in study.search(name).items() if math.isfinite(loss)}
+        if len(losses) < 2:
             continue
-        best = min(points, key=lambda point: point[1])[0]
-        style = {"linewidth": 2.0} if name.startswith("sibert") else {"linewidth": 1.0, "linestyle": "--"}
-        axes.plot([rate / best for rate, _ in points], [loss for _, loss in points], label=contestant.label, **style)
-    axes.set_xscale("log")
-    axes.set_xlabel("learning rate (intrinsic for ClippedSGD) / best of the search")
-    axes.set_ylabel("validation masked-LM loss, nats")
+        best = min(losses, key=losses.__getitem__)
+        label, color = CONTESTANTS[name].label, plt.get_cmap("tab20")(number)
+        axes.plot([rate / best for rate in losses], list(losses.values()), label=label, color=color, **style(name))
+    axes.set(xlabel="learning rate (intrinsic for ClippedSGD) / best of the search", xscale="log")
+    axes.set(ylabel="validation masked-LM loss, nats")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
+    save(figure, path)
+
+
+def rotation_figure(runs: Mapping[str, Record], path: Path) -> None:
+    """The rotation of each matrix of the layers, one line of points a run."""
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.45 * len(runs)))
+    for place, run in enumerate(runs.values()):
+        angles = [one[0] for one in trunk_angles(run).values()]
+        axes.plot(angles, [place] * len(angles), "o", alpha=0.5, markersize=5)
+    axes.set_yticks(range(len(runs)), list(runs), fontsize=7)
+    axes.set(xscale="log", xlabel="rotation of a matrix in one step in the middle of the run, radians")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
     save(figure, path)
 
 
@@ -156,29 +356,42 @@ def save(figure: Any, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="cpu")
-    options = parser.parse_args()
-    scale = SCALES[options.scale]
-    stored = results(options.scale)
-    everything = read(stored)
-    if not everything:
-        parser.error(f"there are no trials in {stored}; run study.py --scale {options.scale} first")
-    records = plain(everything, scale)
-    parts = [f"# Quality, scale {options.scale}: {len(everything)} trials", "## Search", search_table(records, scale)]
-    rows = final_rows(records, scale)
-    if rows:
-        parts += ["## Final", final_table(rows)]
-    text = "\n\n".join(parts) + "\n"
+    name = parser.parse_args().scale
+    stored = results(name)
+    records = read(stored)
+    if not records:
+        parser.error(f"there are no trials in {stored}; run study.py --scale {name} first")
+    study = Study(name, Trial.of(records[0]["trial"]).sources, workers=1, device="")
+    parts = {"Search": search_table(study)}
+    found: dict[str, Final] = {}
+    runs: dict[str, Record] = {}
+    if all(study.search(contestant) for contestant in CONTESTANTS):
+        found = finals(study)
+        runs = instrumented(study, found)
+        parts |= {
+            "Recipe": variations_table(study, RECIPES),
+            "Final": f"{final_table(found)}\n\n{gap(study, found)}",
+            "Batch size": batch_table(study),
+            "Ablation": variations_table(study, {"sibert-matrix": ABLATIONS}),
+            "Rotation": rotation_table(runs),
+            "Robustness": robustness_table(study),
+            "Misjudged learning rate": misjudged_table(study),
+        }
+    text = f"# Quality, scale {name}: {len(records)} trials\n\n"
+    text += "\n\n".join(f"## {title}\n\n{part}" for title, part in parts.items()) + "\n"
     stored.with_suffix(".md").write_text(text)
     print(text)
-    if options.scale != "smoke":
-        search_figure(records, scale, FIGURES / f"quality_search_{options.scale}.svg")
-        if rows:
-            curves_figure(rows, FIGURES / f"quality_curves_{options.scale}.svg")
+    figures = stored.parent if name == "smoke" else FIGURES
+    search_figure(study, figures / f"quality_search_{name}.svg")
+    if found:
+        curves_figure(found, figures / f"quality_curves_{name}.svg")
+    if runs:
+        rotation_figure(runs, figures / f"quality_rotation_{name}.svg")
     readme = ROOT / "README.md"
     page = readme.read_text()
-    if options.scale == "cpu" and rows and BEGIN in page:
+    if name == "cpu" and found and BEGIN in page:
         before, after = page.split(BEGIN)[0], page.split(END)[1]
-        readme.write_text(f"{before}{BEGIN}\n{final_table(rows)}\n{END}{after}")
+        readme.write_text(f"{before}{BEGIN}\n{final_table(found)}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,16 @@ continued at will.
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from contestants import CONTESTANTS, Sizes
-from trial import Trial
+from trial import Trial, run_trial
 
 ROOT = Path(__file__).parents[2]
 OURS = ("sibert-joint", "sibert-matrix", "sibert-row")
@@ -50,6 +49,8 @@ ROBUSTNESS: list[dict[str, Any]] = [
     {"warmup_share": 0.0},
 ]
 DEPTHS = (2, 12, 24)
+PRELOAD = ["sibert.models", "sibert.training", "transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm"]
+"""What takes long to import. (Python 3.11's fork server does not look in the script's folder, where `trial` is.)"""
 MISJUDGED_RATE = 4e-3
 """eta lambda of the phase `misjudged`, where the schedule is constant: a factor of 100 then costs ln(10) / 0.004 = 576
 steps."""
@@ -67,6 +68,7 @@ class Scale:
         other_batches: Tokens per step of the phase `batch`.
         seeds: Of the finalists' final runs.
         rates: How many of a contestant's rates are tried.
+        variations: How many of each list of variations are tried; None = all.
     """
 
     sizes: Sizes
@@ -76,11 +78,12 @@ class Scale:
     other_batches: tuple[int, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: int = 8
+    variations: int | None = None
 
 
 MILLION = 1 << 20
 SCALES = {
-    "smoke": Scale(Sizes(1, 32, 2, 64), 8192, 16384, 1024, (2048,), (0, 1), 2),
+    "smoke": Scale(Sizes(1, 32, 2, 64), 8192, 16384, 1024, (2048,), (0, 1), 2, 1),
     "cpu": Scale(Sizes(), 2 * MILLION, 8 * MILLION, 4096, (1024, 16384)),
     "gpu": Scale(Sizes(6, 384, 6, 1536), 16 * MILLION, 100 * MILLION, 16384, (4096, 65536)),
 }
@@ -118,22 +121,18 @@ class Study:
         trials = list({trial.key: trial for trial in trials}.values())
         missing = [trial for trial in trials if trial.key not in self.records]
         print(f"{len(trials)} trials, {len(missing)} to run", flush=True)
-        with ThreadPoolExecutor(self.workers) as pool:
-            for future in [pool.submit(self._run_one, trial) for trial in missing]:
-                future.result()
+        # A process for each trial, for peak memory is a process's; forked from one that has imported everything.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.workers))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        with ProcessPoolExecutor(self.workers, context, max_tasks_per_child=1) as pool:
+            running = [pool.submit(run_trial, trial, self.sources, self.device) for trial in missing]
+            for done in as_completed(running):
+                self._keep(done.result())
         return [self.records[trial.key] for trial in trials]
 
-    def _run_one(self, trial: Trial) -> None:
-        threads = str(max(1, (os.cpu_count() or 1) // self.workers))
-        script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("trial.py"))]
-        # The record names the sources; where they lie is this machine's business.
-        words = [*script, trial.key, "--device", self.device, "--sources", *self.sources]
-        done = subprocess.run(
-            words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{trial.key} failed:\n{done.stderr[-3000:]}")
-        record = json.loads(done.stdout.splitlines()[-1])
+    def _keep(self, record: dict[str, Any]) -> None:
+        trial = Trial.of(record["trial"])
         self.records[trial.key] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
@@ -141,9 +140,13 @@ class Study:
         loss = "diverged" if record["loss"] is None else f"{record['loss']:.4f}"
         print(f"{trial.contestant:22} {trial.rate:<8g} seed {trial.seed} {dict(trial.options)} {loss}", flush=True)
 
+    def find(self, trial: Trial) -> dict[str, Any] | None:
+        """The record of a trial, if it has been run."""
+        return self.records.get(trial.key)
+
     def search(self, contestant: str, **fields: Any) -> dict[float, float]:
-        """Loss by rate at the short budget, of what has been run."""
-        known = {rate: self.records.get(self.trial(contestant, rate, **fields).key) for rate in self.rates(contestant)}
+        """Loss by rate, of what has been run; at the short budget where nothing else is said."""
+        known = {rate: self.find(self.trial(contestant, rate, **fields)) for rate in CONTESTANTS[contestant].rates}
         return {rate: finite(record) for rate, record in known.items() if record is not None}
 
     def best_rate(self, contestant: str, **fields: Any) -> float:
@@ -156,6 +159,10 @@ class Study:
         rates = CONTESTANTS[contestant].rates
         middle = (len(rates) - self.scale.rates) // 2
         return rates[middle : middle + self.scale.rates]
+
+    def some(self, variations: Sequence[Any]) -> Sequence[Any]:
+        """As many of the variations as this scale tries."""
+        return variations[: self.scale.variations]
 
     def neighbours(self, contestant: str, rate: float, before: int = 1, after: int = 1) -> tuple[float, ...]:
         """Rates of the grid around one of them."""
@@ -187,7 +194,7 @@ class Study:
         known = [
             (finite(record), index, options)
             for index, options in enumerate([PLAIN, *RECIPES.get(contestant, [])])
-            if (record := self.records.get(self.trial(contestant, rate, options=options).key))
+            if (record := self.find(self.trial(contestant, rate, options=options)))
         ]
         return min(known)[2]
 
@@ -242,7 +249,7 @@ class Study:
         """Take one thing at a time away from the matrix form; three rates each, for the best one may move."""
         name = "sibert-matrix"
         rates = self.neighbours(name, self.best_rate(name))
-        self.run(self.trial(name, rate, options=options) for options in ABLATIONS for rate in rates)
+        self.run(self.trial(name, rate, options=options) for options in self.some(ABLATIONS) for rate in rates)
 
     def robustness(self) -> None:
         """Initialisation, loss scale, learning rate, bfloat16, warm-up, depth; one setting, half the short budget."""
@@ -252,26 +259,33 @@ class Study:
             applies = [
                 options for options in ROBUSTNESS if CONTESTANTS[name].warmup_share or "warmup_share" not in options
             ]
-            trials += [replace(base, options=options) for options in [PLAIN, *applies]]
-            trials += [replace(base, sizes=replace(base.sizes, num_hidden_layers=depth)) for depth in DEPTHS]
+            trials += [replace(base, options=options) for options in [PLAIN, *self.some(applies)]]
+            trials += [replace(base, sizes=replace(base.sizes, num_hidden_layers=depth)) for depth in self.some(DEPTHS)]
         self.run(trials)
 
     def misjudged(self) -> None:
         """A learning rate that is wrong by a factor at fixed eta lambda, and the same for AdamW and plain SGD."""
-        size = min(self.scale.other_batches)
-        fields: dict[str, Any] = {"tokens_per_step": size, "tokens": self.scale.short}
-        trials = [
-            self.trial(name, MISJUDGED_RATE, options={"schedule": "constant", **more}, **fields)
-            for name in OURS
-            for more in [PLAIN, {"trunk_lr_factor": 1e2}, {"trunk_lr_factor": 1e-2}, {"lr_factor": 1e2}]
-            if not (name == "sibert-joint" and "lr_factor" in more)  # the same thing there
+        self.run(trial for trials in self.misjudged_trials() for trial in trials)
+
+    def misjudged_trials(self) -> list[list[Trial]]:
+        """For each contestant the right rate and the wrong ones."""
+        fields: dict[str, Any] = {"tokens_per_step": min(self.scale.other_batches), "tokens": self.scale.short}
+        trunk: list[dict[str, Any]] = [PLAIN, {"trunk_lr_factor": 1e2}, {"trunk_lr_factor": 1e-2}]
+        whole: list[dict[str, Any]] = [PLAIN, {"lr_factor": 1e2}, {"lr_factor": 1e-2}]
+        variations = {"sibert-joint": trunk, "sibert-matrix": [*trunk, whole[1]], "sibert-row": trunk}
+        variations |= {min(ADAMW, key=self.best): whole, "bert-sgd": whole}
+        return [
+            [
+                self.trial(
+                    name,
+                    MISJUDGED_RATE if name in OURS else self.best_rate(name),
+                    options={"schedule": "constant", **options},
+                    **fields,
+                )
+                for options in [several[0], *self.some(several[1:])]
+            ]
+            for name, several in variations.items()
         ]
-        trials += [
-            self.trial(name, self.best_rate(name), options={"schedule": "constant", **more}, **fields)
-            for name in (min(ADAMW, key=self.best), "bert-sgd")
-            for more in [PLAIN, {"lr_factor": 1e2}, {"lr_factor": 1e-2}]
-        ]
-        self.run(trials)
 
 
 def finite(record: Mapping[str, Any]) -> float:

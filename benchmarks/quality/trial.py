@@ -67,7 +67,7 @@ class Trial:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
-def run(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[str, Any]:
+def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") -> dict[str, Any]:
     """Train, and evaluate along the way.
 
     Args:
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sources", nargs="*", default=[], help="Files with the text that the trial names.")
     arguments = parser.parse_args()
-    print(json.dumps(run(Trial.of(arguments.trial), arguments.sources, arguments.device)))
+    print(json.dumps(run_trial(Trial.of(arguments.trial), arguments.sources, arguments.device)))
 
 
 if __name__ == "__main__":
