@@ -1,0 +1,121 @@
+"""The harness behind the headline table: everything else is equal, and it measures what it says."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from baselines import NormalizedBert, SinkGD
+from contestants import CONTESTANTS, Sizes, clipped_sgd
+from corpus import Corpus
+from report import tokens_until
+from study import Study
+from trial import Trial, angles, run_trial
+
+from sibert.models import SibertConfig, SibertForMaskedLM
+
+SMALL = Sizes(1, 16, 2, 32)
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality")
+    generator = np.random.default_rng(0)
+    texts = [f"{number} " + " ".join(generator.choice(WORDS, size=80)) for number in range(300)]
+    (folder / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIBERT_CACHE", str(folder / "cache"))
+        yield str(folder / "text.txt")
+
+
+def small_trial(contestant, **fields):
+    fields = {"tokens": 4096, "tokens_per_step": 512, "sizes": SMALL, "sources": ("text.txt",)} | fields
+    rates = CONTESTANTS[contestant].rates
+    return Trial(contestant=contestant, rate=fields.pop("rate", rates[len(rates) // 2]), **fields)
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_every_contestant_trains_and_keeps_the_state_it_is_said_to_keep(source, name):
+    record = json.loads(json.dumps(run_trial(small_trial(name), [source])))
+    assert math.isfinite(record["loss"])
+    assert len(record["curve"]) == 8
+    assert Trial.of(record["trial"]) == small_trial(name)
+    bytes_per_parameter = record["optimizer_state_bytes"] / record["parameters"]
+    if name in ("bert-sgd", "bert-clipped-sgd"):
+        assert bytes_per_parameter == 0
+    elif name in ("sibert-matrix", "sibert-row"):  # AdamW keeps two numbers for each bias and for the logits' scale
+        vectors = [p.numel() for p in CONTESTANTS[name].model(Corpus([source]), SMALL).parameters() if p.dim() < 2]
+        assert record["optimizer_state_bytes"] < 8 * sum(vectors) + 8 * record["parameters"] / 16
+    elif name.endswith(("adamw", "adam", "lamb")):
+        assert bytes_per_parameter == pytest.approx(8, rel=0.01)
+
+
+def test_a_trial_is_repeatable(source):
+    first, second = (run_trial(small_trial("sibert-row"), [source]) for _ in range(2))
+    assert first["loss"] == second["loss"]
+    assert first["rotation"] == second["rotation"]
+
+
+def test_two_batch_sizes_see_the_same_sequences(source):
+    corpus = Corpus([source])
+    large = corpus.batch(0, 1, 8)
+    small = [corpus.batch(0, step, 4) for step in (2, 3)]
+    # Batches are as long as their longest sequence.
+    for row in range(8):
+        ours = small[row // 4]["input_ids"][row % 4]
+        length = min(len(ours), large["input_ids"].shape[1])
+        assert torch.equal(large["input_ids"][row, :length], ours[:length])
+
+
+def test_angles_are_those_of_a_known_rotation():
+    c, s = math.cos(0.01), math.sin(0.01)
+    old = torch.eye(2, dtype=torch.float64)
+    new = 3.0 * old @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)  # scale does not count
+    assert angles({"w": old}, {"w": new})["w"] == [0.01] * 4
+
+
+@pytest.mark.parametrize(("target", "tokens"), [(5.0, 10.0), (4.5, 15.0), (3.0, 30.0), (2.9, None), (math.inf, 10.0)])
+def test_tokens_until_a_loss_are_interpolated(target, tokens):
+    assert tokens_until([(10, 5.0), (20, 4.0), (30, 3.0)], target) == tokens
+
+
+def test_a_misjudged_learning_rate_moves_eta_alone():
+    def step(**options):
+        torch.manual_seed(0)
+        model = SibertForMaskedLM(SibertConfig(vocab_size=40, **vars(SMALL), max_position_embeddings=8))
+        optimizer = clipped_sgd(model, 1e-3, **options)
+        model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+        optimizer.step()
+        return {g["name"]: (g["eta"].item(), g["intrinsic_lr"]) for g in optimizer.param_groups if g["scale_invariant"]}
+
+    right, wrong = step(), step(trunk_lr_factor=100.0)
+    for name, (eta, intrinsic_lr) in right.items():
+        factor = 1.0 if "embeddings" in name else 100.0
+        assert wrong[name] == (pytest.approx(factor * eta), intrinsic_lr)
+
+
+def test_sinkgd_steps_have_rows_and_columns_of_equal_norm():
+    w = torch.nn.Parameter(torch.zeros(6, 4, dtype=torch.float64))
+    w.grad = torch.randn(6, 4, dtype=torch.float64)
+    SinkGD([w], lr=1.0, iterations=50).step()
+    torch.testing.assert_close(w.detach().norm(dim=1), torch.full((6,), 2.0, dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(w.detach().norm(dim=0), torch.full((4,), 6**0.5, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+def test_every_vector_along_the_width_of_the_normalised_encoder_has_norm_one():
+    model = NormalizedBert(20, 8, 16, 2, 32, 1)
+    layer = model.layers[0]
+    for matrix in (model.tokens.weight, layer.query.weight, layer.inner.weight, layer.output.weight.T):
+        torch.testing.assert_close(matrix.norm(dim=1), torch.ones(matrix.shape[0]))
+
+
+def test_a_study_picks_the_best_rate_and_passes_over_what_diverged(tmp_path, monkeypatch):
+    monkeypatch.setattr("study.results", lambda scale: tmp_path / f"{scale}.jsonl")
+    study = Study("cpu", [], workers=1, device="cpu")
+    for rate, loss in zip(CONTESTANTS["bert-sgd"].rates, [6.5, 6.2, 6.3, None], strict=False):
+        trial = study.trial("bert-sgd", rate)
+        study.records[trial.key] = {"loss": loss}
+    assert study.best_rate("bert-sgd") == CONTESTANTS["bert-sgd"].rates[1]
+    assert study.neighbours("bert-sgd", CONTESTANTS["bert-sgd"].rates[0]) == CONTESTANTS["bert-sgd"].rates[:2]
