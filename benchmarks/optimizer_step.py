@@ -18,12 +18,12 @@ import math
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
+from alternation import alternate, processor, summary, synchronised_seconds
 from torch import Tensor
 
 from sibert.optim import ClippedSGD
@@ -32,9 +32,6 @@ INTRINSIC_LR = 8e-6
 """eta * lambda of the paper's base experiments."""
 
 OURS = "ClippedSGD fused"
-
-QUIET = 0.1
-"""Cores that other processes may use while a round is timed."""
 
 
 def bert_base_shapes(
@@ -72,14 +69,6 @@ def check_agreement(device: torch.device) -> None:
         torch.testing.assert_close(other, results[0])
 
 
-def synchronised_seconds(step: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Count the bytes of all tensors that belong to parameters."""
     return sum(
@@ -88,25 +77,6 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
         for value in entries.values()
         if isinstance(value, Tensor)
     )
-
-
-class OtherProcesses:
-    """Measures how many cores all other processes together keep busy."""
-
-    def __init__(self) -> None:
-        self._own = psutil.Process()
-        self._last = self._read()
-
-    def _read(self) -> tuple[float, float, float]:
-        times, own = psutil.cpu_times(), self._own.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        return time.perf_counter(), sum(times) - idle, own.user + own.system
-
-    def cores_since_last_call(self) -> float:
-        """Give the mean number of cores in use since this was last asked."""
-        now, last = self._read(), self._last
-        self._last = now
-        return max(0.0, (now[1] - last[1]) - (now[2] - last[2])) / (now[0] - last[0])
 
 
 def candidates(device: torch.device, compiled: bool) -> dict[str, Callable[[], tuple[object, object]]]:
@@ -149,50 +119,6 @@ def qualify(table: dict, device: torch.device, steps: int) -> dict[str, dict]:
         )
         del optimizer, step
     return results
-
-
-def alternate(
-    steps: dict[str, Callable], device: torch.device, rounds: int, patience: float
-) -> tuple[dict[str, list[float]], bool]:
-    """Time the steps in turn, while the machine is quiet; when patience (seconds) is spent, also while it is not."""
-    others, deadline = OtherProcesses(), time.monotonic() + patience
-    quiet: dict[str, list[float]] = {name: [] for name in steps}
-    every: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        synchronised_seconds(step, device)
-    while len(every[OURS]) < rounds:
-        waiting = time.monotonic() < deadline
-        others.cores_since_last_call()
-        time.sleep(0.2)
-        if waiting and others.cores_since_last_call() > QUIET:
-            continue
-        # Four steps each: the clock of CPU time ticks every 10 ms, so shorter rounds could not be told to be quiet.
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(4):
-            for name, step in steps.items():
-                seconds[name].append(synchronised_seconds(step, device))
-        calm = others.cores_since_last_call() < QUIET
-        for name, values in seconds.items():
-            quiet[name] += values if calm else []
-            every[name] += values if calm or not waiting else []
-    enough = len(quiet[OURS]) >= rounds // 2
-    return (quiet if enough else every), enough
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    lower, median, upper = statistics.quantiles(seconds, n=4)
-    return {
-        "median_ms": 1e3 * median,
-        "lower_quartile_ms": 1e3 * lower,
-        "upper_quartile_ms": 1e3 * upper,
-        "mean_ms": 1e3 * statistics.mean(seconds),
-        "min_ms": 1e3 * min(seconds),
-    }
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:

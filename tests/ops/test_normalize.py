@@ -129,11 +129,12 @@ def test_unit_rows_have_norm_one_at_any_scale_and_zero_stays_zero(scale):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode calls it
 def test_unit_rows_have_degree_zero_and_a_gradient_that_is_right_to_second_order():
     x = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
         assert_homogeneous(lambda: unit_rows(x), [x], degree=0, scales=(1e-30, 1e-6, 7.0, 1e30))
-    assert torch.autograd.gradcheck(unit_rows, x)
+    assert torch.autograd.gradcheck(unit_rows, x, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(unit_rows, x)
 
 
@@ -144,6 +145,14 @@ def test_per_sample_gradients_work():
     x = torch.randn(3, 8)
     each = torch.stack([torch.func.grad(loss)(row) for row in x])
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), each)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode calls it
+def test_forward_mode_agrees_with_reverse_mode():
+    x, tangent = torch.randn(3, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    _, forward = torch.func.jvp(unit_rows, (x,), (tangent,))
+    reverse = torch.einsum("abcd,cd->ab", torch.func.jacrev(unit_rows)(x), tangent)
+    torch.testing.assert_close(forward, reverse)
 
 
 @pytest.mark.parametrize("function", [layer_norm, unit_rows])

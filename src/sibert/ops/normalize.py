@@ -21,6 +21,8 @@ two do not round. For the same reason a scaling of x by a power of two never cha
 Shape suffixes: D = features, `_XD` = any leading dimensions and features, `_X1` = one number a row.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -133,16 +135,69 @@ def unit_rows(input_XD: Tensor) -> Tensor:
         TypeError: If the input is not a floating-point tensor.
     """
     x_XD = _wide(input_XD, "unit_rows")
-    norm_X1: Tensor = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
     if _host_may_look(x_XD):
+        unit_XD, norm_X1 = _unit_and_norm(x_XD)
         smallest, largest = TRUSTED_RANGE
         if not norm_X1.numel() or bool(((norm_X1 > smallest) & (norm_X1 < largest)).all()):
-            return (x_XD / norm_X1).to(input_XD.dtype)
+            return unit_XD.to(input_XD.dtype)
+    return _any_unit_rows(x_XD).to(input_XD.dtype)
+
+
+class _UnitRows(torch.autograd.Function):
+    """(x/|x|, |x|), with the gradient in four passes over memory instead of ten: decoders have large tables.
+
+    With y = x/|x|: dy = (dx - <dx, y> y) / |x| and d|x| = <dx, y>; the first map is its own transpose. Both y and |x|
+    are outputs, so that this may be differentiated again.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x_XD: Tensor) -> tuple[Tensor, Tensor]:
+        norm_X1 = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
+        return x_XD / norm_X1, norm_X1
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_XD: Tensor | None, grad_norm_X1: Tensor | None) -> Tensor | None:
+        y_XD, norm_X1 = ctx.saved_tensors
+        gradient_XD = None if grad_XD is None else _project(grad_XD, y_XD)[0] / norm_X1
+        if grad_norm_X1 is not None:
+            through_norm_XD = grad_norm_X1 * y_XD
+            gradient_XD = through_norm_XD if gradient_XD is None else gradient_XD + through_norm_XD
+        return gradient_XD
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_XD: Tensor) -> tuple[Tensor, Tensor]:
+        y_XD, norm_X1 = ctx.saved_tensors
+        projected_XD, radial_X1 = _project(tangent_XD, y_XD)
+        return projected_XD / norm_X1, radial_X1
+
+
+def _unit_and_norm(x_XD: Tensor) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():  # the compiler fuses the passes itself, and cannot trace a function with a jvp
+        norm_X1 = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
+        return x_XD / norm_X1, norm_X1
+    return cast(tuple[Tensor, Tensor], _UnitRows.apply(x_XD))  # type: ignore[no-untyped-call]
+
+
+def _project(g_XD: Tensor, y_XD: Tensor) -> tuple[Tensor, Tensor]:
+    """Take its part along the unit vector y out of g; give both."""
+    radial_X1 = torch.linalg.vecdot(g_XD, y_XD).unsqueeze(-1)
+    return torch.addcmul(g_XD, y_XD, radial_X1, value=-1.0), radial_X1
+
+
+def _any_unit_rows(x_XD: Tensor) -> Tensor:
+    """Normalise rows of any scale, zero ones among them."""
     x_XD, largest_X1 = _at_unit_scale(x_XD)
     # A row of zeros gets another norm than 0 from entries that lie behind a `where`: no 0/0, also in the gradient.
     safe_XD = torch.where(largest_X1 > 0, x_XD, 1.0)
-    unit_XD = safe_XD / torch.linalg.vector_norm(safe_XD, dim=-1, keepdim=True)
-    return torch.where(largest_X1 > 0, unit_XD, 0.0).to(input_XD.dtype)
+    return torch.where(largest_X1 > 0, _unit_and_norm(safe_XD)[0], 0.0)
 
 
 def affine_layer_norm(input_XD: Tensor, weight_D: Tensor, bias_D: Tensor) -> Tensor:
