@@ -74,6 +74,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
+def marked(title: str, part: str) -> str:
+    """Put marks around a part, by which pages of the documentation include it."""
+    name = title.lower().replace(" ", "-")
+    return f"<!-- --8<-- [start:{name}] -->\n{part.strip()}\n<!-- --8<-- [end:{name}] -->"
+
+
 def shown(loss: float) -> str:
     """Three digits; the validation set does not carry more."""
     return "diverged" if math.isinf(loss) else f"{loss:.3f}"
@@ -167,6 +173,21 @@ def final_table(found: Mapping[str, Final]) -> str:
         "state, bytes a parameter",
     ]
     return table(head, rows)
+
+
+def shortened(study: Study, found: Mapping[str, Final]) -> str:
+    """The matrix form with fewer tokens."""
+    bert = reference(found)
+    if not bert or "sibert-matrix" not in found:
+        return ""
+    losses = [finite(run) for seed in study.scale.seeds if (run := study.find(study.shortened(seed)))]
+    if not losses:
+        return ""
+    mean = sum(losses) / len(losses)
+    return (
+        f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean)} ({shown(min(losses))} to "
+        f"{shown(max(losses))}, {len(losses)} seeds), {mean - bert.mean:+.3f} against {CONTESTANTS[bert.name].label}."
+    )
 
 
 def gap(study: Study, found: Mapping[str, Final]) -> str:
@@ -370,7 +391,7 @@ def main() -> None:
         runs = instrumented(study, found)
         parts |= {
             "Recipe": variations_table(study, RECIPES),
-            "Final": f"{final_table(found)}\n\n{gap(study, found)}",
+            "Final": "\n\n".join(filter(None, [final_table(found), shortened(study, found), gap(study, found)])),
             "Batch size": batch_table(study),
             "Ablation": variations_table(study, {"sibert-matrix": ABLATIONS}),
             "Rotation": rotation_table(runs),
@@ -378,7 +399,7 @@ def main() -> None:
             "Misjudged learning rate": misjudged_table(study),
         }
     text = f"# Quality, scale {name}: {len(records)} trials\n\n"
-    text += "\n\n".join(f"## {title}\n\n{part}" for title, part in parts.items()) + "\n"
+    text += "\n\n".join(f"## {title}\n\n{marked(title, part)}" for title, part in parts.items()) + "\n"
     stored.with_suffix(".md").write_text(text)
     print(text)
     figures = stored.parent if name == "smoke" else FIGURES
