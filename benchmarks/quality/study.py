@@ -3,8 +3,8 @@
     python benchmarks/quality/study.py [PHASE ...] [--scale cpu] [--sources FILE ...] [--workers 2] [--device cpu]
 
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `recipe` (five variations of schedule,
-warm-up and the like for those that the headline compares), `final` (the long budget: everybody's best once; finalists
-also at the two neighbouring rates, and the best of these with more seeds), `batch` (finalists at other batch sizes,
+warm-up and the like for those that the headline compares), `final` (the long budget: finalists down to a rate that
+beats both neighbours, and with more seeds there; the others at two rates), `batch` (finalists at other batch sizes,
 four rates each), `ablation` (what each part of the matrix form is worth), `robustness`, `misjudged` (a learning rate
 that is wrong by a factor of 100, at fixed eta lambda). A phase reads what earlier ones found.
 Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
@@ -209,9 +209,15 @@ class Study:
         return [min(ADAMW, key=self.best), min(others, key=self.best), *OURS]
 
     def final(self) -> None:
-        """The long budget: finalists at three rates, then at the best of these with the other seeds; the rest once."""
+        """The long budget.
+
+        Finalists go down the grid from the best rate of the search to one that beats both neighbours, which is then
+        run with the other seeds. The others are run at the best rate of the search and at the next lower one: longer
+        runs want lower rates.
+        """
         finalists = self.finalists()
-        self.run(self.long(name, rate) for name in finalists for rate in self.neighbours(name, self.best_rate(name)))
+        while missing := [trial for name in finalists for trial in self.around(name) if trial.key not in self.records]:
+            self.run(missing)
         self.run(
             self.long(name, self.final_rate(name), seed=seed) for seed in self.scale.seeds[1:] for name in finalists
         )
@@ -219,7 +225,16 @@ class Study:
         self.run(self.shortened(seed) for seed in self.scale.seeds)
         # The paper reports its gap after equal and after twice the steps.
         self.run([self.long("sibert-joint", self.final_rate("sibert-joint"), tokens=2 * self.scale.long)])
-        self.run(self.long(name, self.best_rate(name)) for name in CONTESTANTS if name not in finalists)
+        self.run(
+            self.long(name, rate)
+            for name in CONTESTANTS
+            if name not in finalists
+            for rate in self.neighbours(name, self.best_rate(name), 1, 0)
+        )
+
+    def around(self, contestant: str) -> list[Trial]:
+        """The long trials at the best rate so far and at its neighbours."""
+        return [self.long(contestant, rate) for rate in self.neighbours(contestant, self.final_rate(contestant))]
 
     def shortened(self, seed: int) -> Trial:
         """The matrix form with four fifths of the long budget."""
@@ -234,9 +249,10 @@ class Study:
         )
 
     def final_rate(self, contestant: str) -> float:
-        """The rate with the lowest loss at the long budget, seed 0."""
-        rates = self.neighbours(contestant, self.best_rate(contestant))
-        return min(rates, key=lambda rate: finite(self.records[self.long(contestant, rate).key]))
+        """The rate with the lowest loss at the long budget, seed 0; before there is any, that of the search."""
+        fields = {"tokens": self.scale.long, "options": self.best_options(contestant)}
+        losses = self.search(contestant, **fields) or {self.best_rate(contestant): 0.0}
+        return min(losses, key=losses.__getitem__)
 
     def batch(self) -> None:
         """Four finalists at other batch sizes: four rates around the best of the search."""
