@@ -291,3 +291,13 @@ def test_errors_teach(config, batch):
         model(torch.zeros(1, 41, dtype=torch.long))
     with pytest.raises(ValueError, match="exactly one"):
         SibertForMultipleChoice(config)()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss_dtype"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_losses_are_in_the_precision_of_the_model_and_at_least_single(dtype, loss_dtype):
+    model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=50)).to(dtype)
+    ids = torch.randint(5, 50, (2, 8))
+    assert model(ids, labels=ids).loss.dtype == loss_dtype

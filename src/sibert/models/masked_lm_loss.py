@@ -28,6 +28,11 @@ def gather_positions(hidden_BTD: Tensor, positions_BP: Tensor | None) -> Tensor:
     return hidden_BTD.gather(1, positions_BP[:, :, None].expand(-1, -1, hidden_BTD.shape[-1]))
 
 
+def _wide(logits: Tensor) -> Tensor:
+    """Half-precision logits in float32; others as they are."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
 def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Cross-entropy of the predicted positions, summed and divided by the number of targets of the global batch.
 
@@ -42,7 +47,7 @@ def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | 
     Returns:
         A scalar, nats per target; 0 where there is no target at all.
     """
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(_wide(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     if num_items_in_batch is None:
         return total / (labels != IGNORED).sum().clamp(min=1)
     return total / num_items_in_batch
@@ -69,8 +74,8 @@ def next_sentence_loss(
         A scalar, nats per sequence.
     """
     if num_sequences_in_batch is not None:
-        return F.cross_entropy(logits_B2.float(), labels_B, reduction="sum") / num_sequences_in_batch
-    mean: Tensor = F.cross_entropy(logits_B2.float(), labels_B)
+        return F.cross_entropy(_wide(logits_B2), labels_B, reduction="sum") / num_sequences_in_batch
+    mean: Tensor = F.cross_entropy(_wide(logits_B2), labels_B)
     if num_items_in_batch is None or mlm_labels is None:
         return mean
     return mean * ((mlm_labels != IGNORED).sum() / torch.as_tensor(num_items_in_batch))
