@@ -15,15 +15,12 @@ than a tenth of a core are left out, as long as enough quiet ones come.
 import argparse
 import json
 import math
-import platform
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
-from alternation import alternate, processor, summary, synchronised_seconds
+from alternation import alternate, machine, summary, synchronised_seconds
 from torch import Tensor
 
 from sibert.optim import ClippedSGD
@@ -157,12 +154,7 @@ def main() -> None:
         "each_mode": qualified,
         "parameters": sum(math.prod(shape) for shape in bert_base_shapes()),
         "tensors": len(bert_base_shapes()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "cores": psutil.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **machine(device),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -9,16 +9,14 @@ random tokens; ratios are of medians. Two sizes: the one of the quality study, a
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import torch
-from alternation import alternate, processor, summary
+from alternation import alternate, machine, summary
 
 sys.path.insert(0, str(Path(__file__).parent / "quality"))
 from contestants import CONTESTANTS, Sizes
@@ -89,12 +87,7 @@ def main() -> None:
     result = {
         "question": f"seconds of a training step against {PEER}; target: ratio at most 1.05",
         "sizes": sizes,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "cores": psutil.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **machine(device),
     }
     name = "training_step" if device.type == "cpu" else f"training_step_{device.type}"
     path = Path(__file__).parent / "results" / f"{name}.json"

@@ -183,7 +183,7 @@ def _unit_and_norm(x_XD: Tensor) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():  # the compiler fuses the passes itself, and cannot trace a function with a jvp
         norm_X1 = torch.linalg.vector_norm(x_XD, dim=-1, keepdim=True)
         return x_XD / norm_X1, norm_X1
-    return cast(tuple[Tensor, Tensor], _UnitRows.apply(x_XD))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], _UnitRows.apply(x_XD))  # type: ignore[no-untyped-call]  # torch does not type apply
 
 
 def _project(g_XD: Tensor, y_XD: Tensor) -> tuple[Tensor, Tensor]:
