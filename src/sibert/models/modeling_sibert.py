@@ -28,14 +28,15 @@ That is `invariance="joint"`, the model of the paper. The other two are ours. Th
 parts has degree 0 in every single parameter, because each part normalises what it hands on; u(w) = w/|w|:
 
     N(u(token row) + u(position row) [+ u(segment row)])
-    each layer: stream + N(branch(N(stream))) / sqrt(2 layers), the branches as above, without biases
+    each layer: stream + N(branch(N(stream))) / sqrt(2 layers), the branches as above, without biases, but with softmax
+        attention whose scores are sqrt(head width) * cos(query, key)
     masked-LM head: N(ReLU(W N(stream)))
     logits: scale * cos(head, token row) + bias of the token, the rows tied to the embeddings
 
 "matrix" is invariant to the scale of every matrix, because the branch is homogeneous in each of its matrices; "row"
 uses u(w) for every row of every matrix as well. Two parameters are not invariant: the bias and the scale of the
-logits. Gains for the branches, softmax attention with cosine scores, other forms of embeddings and decoder were tried
-and were no better (LOGBOOK, 2026-11-23).
+logits. Normalised-ReLU attention, which has degree 0 as well, learns to use context far later; gains for the branches
+and other forms of embeddings and decoder were no better (LOGBOOK, 2026-11-23).
 
 Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
 V = vocabulary, P = predicted positions, L = labels, C = choices.
@@ -69,7 +70,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from sibert.models.configuration_sibert import SibertConfig
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
-from sibert.ops import affine_layer_norm, layer_norm, relu_attention, unit_rows
+from sibert.ops import affine_layer_norm, cosine_attention, layer_norm, relu_attention, unit_rows
 from sibert.optim import InvariantGroup
 
 __all__ = [
@@ -197,10 +198,14 @@ class SibertAffineNorm(nn.Module):
 
 
 class SibertAttention(nn.Module):
-    """Multi-head normalised-ReLU attention of a degree-0 input: (0; 2)."""
+    """Multi-head attention of a degree-0 input: (0; 2).
+
+    Its weights have degree 0: in the joint form they are normalised ReLU scores, in the others softmax of cosines.
+    """
 
     def __init__(self, config: SibertConfig):
         super().__init__()
+        self.attend = relu_attention if config.invariance == "joint" else cosine_attention
         self.num_heads = config.num_attention_heads
         self.dropout_p = float(config.attention_probs_dropout_prob)
         self.query = _linear(config, config.hidden_size, config.hidden_size, bias=True)
@@ -216,7 +221,7 @@ class SibertAttention(nn.Module):
             heads_BTHK: Tensor = projected_BTD.unflatten(-1, (self.num_heads, -1))  # type: ignore[no-untyped-call]
             return heads_BTHK.transpose(1, 2)
 
-        mixed_BHTK, weights_BHTT = relu_attention(
+        mixed_BHTK, weights_BHTT = self.attend(
             heads(self.query(hidden_BTD)),
             heads(self.key(hidden_BTD)),
             heads(self.value(hidden_BTD)),

@@ -1,6 +1,7 @@
 """Tensor functions that are exactly homogeneous: no additive epsilon anywhere. Knows torch alone."""
 
+from sibert.ops.cosine_attention import cosine_attention
 from sibert.ops.normalize import affine_layer_norm, layer_norm, unit_rows
 from sibert.ops.relu_attention import relu_attention
 
-__all__ = ["affine_layer_norm", "layer_norm", "relu_attention", "unit_rows"]
+__all__ = ["affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "unit_rows"]
