@@ -27,7 +27,10 @@ PUBLIC = {
         "SibertForSequenceClassification", "SibertForTokenClassification", "SibertModel", "SibertPreTrainedModel",
         "initialize_from_frequencies", "size_of",
     },
-    "sibert.ops": {"affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "unit_rows"},
+    "sibert.ops": {
+        "affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "rotary_positions", "rotate",
+        "unit_rows",
+    },
     "sibert.optim": {
         "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",
         "Schedule", "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",

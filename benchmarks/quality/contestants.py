@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from baselines import NormalizedBert, PreNormBert, Projected, SinkGD, prenorm_config
+from baselines import ModernBert, NormalizedBert, PreNormBert, Projected, SinkGD, modern_config, prenorm_config
 from corpus import Corpus
 from torch import nn
 from torch.optim import Optimizer
@@ -88,6 +88,11 @@ def prenorm(corpus: Corpus, sizes: Sizes) -> nn.Module:
         corpus.length, **_shape(corpus, sizes), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     return _start_at_frequencies(PreNormBert(config), corpus)
+
+
+def modern(corpus: Corpus, sizes: Sizes) -> nn.Module:
+    """ModernBERT: PreNorm, rotary positions, gated feed-forward layers, no biases."""
+    return _start_at_frequencies(ModernBert(modern_config(corpus.length, **_shape(corpus, sizes))), corpus)
 
 
 def normalized(corpus: Corpus, sizes: Sizes) -> nn.Module:
@@ -235,6 +240,25 @@ def clipped_sgd(
     return optimizer
 
 
+def spectral(model: SibertForMaskedLM, rate: float) -> Optimizer:
+    """ClippedSGD whose gradient of each hidden matrix is replaced by its polar factor, at the same norm.
+
+    Steepest descent in the spectral norm, as Muon without its momentum; no state. It is not SGD any more: not a row of
+    the headline, but a measure of what an even spectrum of the updates is worth.
+    """
+    optimizer = clipped_sgd(model, rate)
+    hidden, _ = _hidden(model)
+
+    @torch.no_grad()
+    def even_out(*_: Any) -> None:
+        for parameter in hidden:
+            left, values, right = torch.linalg.svd(parameter.grad, full_matrices=False)
+            torch.mul(left @ right, values.square().mean().sqrt(), out=parameter.grad)
+
+    optimizer.register_step_pre_hook(even_out)
+    return optimizer
+
+
 def grid(lowest: float, highest: float, count: int = 8) -> tuple[float, ...]:
     """Equal ratios, two digits."""
     ratio = (highest / lowest) ** (1 / (count - 1))
@@ -245,6 +269,7 @@ ADAPTIVE: dict[str, Any] = {"warmup_share": 0.1, "max_grad_norm": 1.0}
 CONTESTANTS: dict[str, Contestant] = {
     "bert-postnorm-adamw": Contestant("BERT (PostNorm), AdamW", postnorm, adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
     "bert-prenorm-adamw": Contestant("BERT (PreNorm), AdamW", prenorm, adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
+    "bert-modern-adamw": Contestant("ModernBERT, AdamW", modern, adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
     "bert-lamb": Contestant("BERT, LAMB", prenorm, lamb, grid(1e-3, 1.28e-1), **ADAPTIVE),
     "bert-muon": Contestant("BERT, Muon + AdamW", prenorm, muon, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
     "bert-adafactor": Contestant("BERT, Adafactor", prenorm, adafactor, grid(1e-3, 1.28e-1), **ADAPTIVE),
@@ -264,9 +289,12 @@ CONTESTANTS: dict[str, Contestant] = {
         grid(2e-4, 2.56e-2),
         model_options=("equal_rows",),
     ),
-    # Not a row of the headline: how much is the architecture, how much the optimizer?
+    # Not rows of the headline: how much is the architecture, how much the optimizer?
     "sibert-matrix-adamw": Contestant(
         "SIBERT matrix, AdamW", sibert("matrix"), adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE
+    ),
+    "sibert-matrix-spectral": Contestant(
+        "SIBERT matrix, ClippedSGD with polar gradients", sibert("matrix"), spectral, grid(2e-4, 2.56e-2)
     ),
     "sibert-row": Contestant("SIBERT row, ClippedSGD", sibert("row"), clipped_sgd, grid(2e-4, 2.56e-2)),
 }

@@ -26,7 +26,7 @@ from trial import Trial, run_trial
 
 ROOT = Path(__file__).parents[2]
 OURS = ("sibert-joint", "sibert-matrix", "sibert-row")
-ADAMW = ("bert-postnorm-adamw", "bert-prenorm-adamw")
+ADAMW = ("bert-postnorm-adamw", "bert-prenorm-adamw", "bert-modern-adamw")
 PLAIN: dict[str, Any] = {}
 OF_ADAMW = [
     {"schedule": "linear"},

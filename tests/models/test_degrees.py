@@ -17,6 +17,8 @@ from sibert.ops import layer_norm
 from tests.assertions import assert_homogeneous, assert_not_homogeneous, euler_residual
 from tests.models.builders import deep_config, roughened
 
+POSITIONS = torch.arange(19)[None]
+
 
 @pytest.fixture
 def config():
@@ -34,19 +36,19 @@ def make(block, config):
 
 def test_embeddings_have_degree_two(config, batch):
     block = make(SibertEmbeddings, config)
-    assert_homogeneous(lambda: block(batch["input_ids"], None, None, None), block.parameters(), degree=2)
+    assert_homogeneous(lambda: block(batch["input_ids"], None, POSITIONS, None), block.parameters(), degree=2)
 
 
 def test_embeddings_without_the_lift_have_degree_one(config, batch):
     block = make(SibertEmbeddings, config)
     block.lift = nn.Identity()
-    assert_homogeneous(lambda: block(batch["input_ids"], None, None, None), block.parameters(), degree=1)
+    assert_homogeneous(lambda: block(batch["input_ids"], None, POSITIONS, None), block.parameters(), degree=1)
 
 
 def test_a_biased_lift_breaks_it(config, batch):
     block = make(SibertEmbeddings, config)
     block.lift = roughened(nn.Linear(32, 32).double())
-    assert_not_homogeneous(lambda: block(batch["input_ids"], None, None, None), block.parameters(), degree=2)
+    assert_not_homogeneous(lambda: block(batch["input_ids"], None, POSITIONS, None), block.parameters(), degree=2)
 
 
 def test_affine_norm_has_degree_one_for_an_input_of_any_degree(hidden):

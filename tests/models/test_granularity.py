@@ -37,7 +37,7 @@ def test_every_group_may_be_rescaled_on_its_own(invariance, dtype, batch):
         return torch.cat([result.prediction_logits.flatten(), result.seq_relationship_logits.flatten()])
 
     groups = model.scale_invariant_groups()
-    assert len(groups) == 6 * DEPTH + 6  # three tables, head, pooler, relation
+    assert len(groups) == 6 * DEPTH + 5  # two tables, head, pooler, relation
     with torch.no_grad():
         old = outputs()
         for name, group in groups.items():
@@ -152,3 +152,14 @@ def test_frequencies_leave_the_rows_of_the_joint_form_alone():
     before = model.get_input_embeddings().weight.clone()
     initialize_from_frequencies(model, torch.zeros(97), torch.full((97,), 1 / 97))
     assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+def test_positions_count_by_their_differences_alone(batch):
+    model = roughened(SibertModel(config_of("matrix")).double().eval())
+    places = torch.arange(19)[None]
+    with torch.no_grad():
+        plain = model(**batch).last_hidden_state
+        moved = model(**batch, position_ids=places + 12).last_hidden_state
+        reversed_ = model(**batch, position_ids=places.flip(1)).last_hidden_state
+    torch.testing.assert_close(moved, plain, rtol=1e-10, atol=1e-10)
+    assert (reversed_ - plain).abs().max() > 0.1

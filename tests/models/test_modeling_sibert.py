@@ -272,6 +272,11 @@ def test_the_trunk_of_a_pre_trained_model_serves_every_task(config, batch, tmp_p
 def test_errors_teach(config, batch):
     with pytest.raises(StrictDataclassError, match="multiple of num_attention_heads"):
         SibertConfig(hidden_size=30, num_attention_heads=4)
+    with pytest.raises(StrictDataclassError, match="must be even"):
+        SibertConfig(hidden_size=30, num_attention_heads=2)
+    SibertConfig(hidden_size=30, num_attention_heads=2, invariance="joint")
+    with pytest.raises(StrictDataclassError, match="rope_theta must be positive"):
+        SibertConfig(rope_theta=0.0)
     with pytest.raises(StrictDataclassError, match="tie_word_embeddings must be False"):
         SibertConfig(invariance="joint", tie_word_embeddings=True)
     with pytest.raises(StrictDataclassError, match="invariance must be one of joint, matrix, row, got 'column'"):

@@ -63,6 +63,7 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
         hidden_dropout_prob: Dropout of the embeddings and of each branch of a layer.
         attention_probs_dropout_prob: Dropout of the normalised attention weights.
         max_position_embeddings: Longest sequence.
+        rope_theta: Base of the rotary positions; not used by "joint", which has a table of positions.
         type_vocab_size: Number of segment types; 0 = no segment embeddings. Where all tokens are of one type, its
             embedding is a vector that all positions share. With the gradient of all of them it outgrows the others in
             the first steps of SGD, and hides what distinguishes the tokens (LOGBOOK, 2026-11-22).
@@ -88,6 +89,7 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 512
+    rope_theta: float | int = 10_000.0
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
@@ -116,6 +118,13 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
                 f"{self.num_attention_heads}"
             )
+        if self.invariance != "joint" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                "the width of a head, hidden_size / num_attention_heads, must be even, for positions turn pairs of "
+                f"features; got {self.hidden_size} / {self.num_attention_heads}"
+            )
+        if not self.rope_theta > 0:
+            raise ValueError(f"rope_theta must be positive, got {self.rope_theta}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

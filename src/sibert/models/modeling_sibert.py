@@ -27,16 +27,16 @@ to the embeddings, so that the loss, too, is invariant to the encoder's scale.
 That is `invariance="joint"`, the model of the paper. The other two are ours. There, everything that flows between the
 parts has degree 0 in every single parameter, because each part normalises what it hands on; u(w) = w/|w|:
 
-    N(u(token row) + u(position row) [+ u(segment row)])
+    N(u(token row) [+ u(segment row)])
     each layer: stream + N(branch(N(stream))) / sqrt(2 layers), the branches as above, without biases, but with softmax
-        attention whose scores are sqrt(head width) * cos(query, key)
+        attention whose scores are sqrt(head width) * cos(query, key), both turned by their positions
     masked-LM head: N(ReLU(W N(stream)))
     logits: scale * cos(head, token row) + bias of the token, the rows tied to the embeddings
 
 "matrix" is invariant to the scale of every matrix, because the branch is homogeneous in each of its matrices; "row"
 uses u(w) for every row of every matrix as well. Two parameters are not invariant: the bias and the scale of the
-logits. Normalised-ReLU attention, which has degree 0 as well, learns to use context far later; gains for the branches
-and other forms of embeddings and decoder were no better (LOGBOOK, 2026-11-23).
+logits. Normalised-ReLU attention and a table of positions, which fit as well, learn to use context far later; gains
+for the branches and other forms of embeddings and decoder were no better (LOGBOOK, 2026-11-23).
 
 Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
 V = vocabulary, P = predicted positions, L = labels, C = choices.
@@ -70,7 +70,16 @@ from transformers.utils.output_capturing import capture_outputs
 
 from sibert.models.configuration_sibert import SibertConfig
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
-from sibert.ops import affine_layer_norm, cosine_attention, layer_norm, relu_attention, unit_rows
+from sibert.ops import (
+    affine_layer_norm,
+    cosine_attention,
+    layer_norm,
+    relu_attention,
+    rotary_positions,
+    rotate,
+    unit_rows,
+)
+from sibert.ops.rotary import Rotation
 from sibert.optim import InvariantGroup
 
 __all__ = [
@@ -97,35 +106,40 @@ INITIAL_LOGIT_VARIANCE = 0.5
 
 
 class SibertTables(nn.Module):
-    """Token, position and segment tables, which the embeddings of all forms have in common."""
+    """Token and segment tables, and one of positions where these are not rotations of queries and keys."""
 
     def __init__(self, config: SibertConfig):
         super().__init__()
         # No padding_idx: padding is masked out of the attention, and a row pinned to 0 would be a special case.
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.invariance == "joint" else None
+        )
         self.token_type_embeddings = (
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def look_up(
+    def forward(
         self,
         input_ids_BT: Tensor | None,
         token_type_ids_BT: Tensor | None,
-        position_ids_BT: Tensor | None,
+        position_ids_BT: Tensor,
         inputs_embeds_BTD: Tensor | None,
-    ) -> list[Tensor]:
-        """Take one row from each table; [B, T, D] or, for positions that all sequences share, [1, T, D]."""
-        words_BTD = self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
-        if position_ids_BT is None:
-            position_ids_BT = torch.arange(words_BTD.shape[1], device=words_BTD.device)[None]
-        rows = [words_BTD, self.position_embeddings(position_ids_BT)]
+    ) -> Tensor:
+        """Take one row from each table and join them, [B, T, D]."""
+        rows = [self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD]
+        if self.position_embeddings is not None:
+            rows.append(self.position_embeddings(position_ids_BT))
         if self.token_type_embeddings is not None:
             if token_type_ids_BT is None:
                 token_type_ids_BT = torch.zeros_like(position_ids_BT)
             rows.append(self.token_type_embeddings(token_type_ids_BT))
-        return rows
+        return self.join(rows)
+
+    def join(self, rows: list[Tensor]) -> Tensor:
+        """Make one stream of the rows, [B, T, D] or, of positions that all sequences share, [1, T, D]."""
+        raise NotImplementedError
 
 
 class SibertEmbeddings(SibertTables):
@@ -136,16 +150,18 @@ class SibertEmbeddings(SibertTables):
         self.norm = SibertAffineNorm(config.hidden_size)
         self.lift = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
-        stream_BTD: Tensor = self.lift(self.dropout(self.norm(_sum(self.look_up(*inputs)))))
+    def join(self, rows: list[Tensor]) -> Tensor:
+        """Sum, normalise with gain and bias, lift."""
+        stream_BTD: Tensor = self.lift(self.dropout(self.norm(_sum(rows))))
         return stream_BTD
 
 
 class SibertUnitEmbeddings(SibertTables):
     """The normalised sum of u(row): degree 0 in every row of every table."""
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
-        stream_BTD: Tensor = self.dropout(layer_norm(_sum([unit_rows(row) for row in self.look_up(*inputs)])))
+    def join(self, rows: list[Tensor]) -> Tensor:
+        """Sum rows of norm 1, normalise."""
+        stream_BTD: Tensor = self.dropout(layer_norm(_sum([unit_rows(row) for row in rows])))
         return stream_BTD
 
 
@@ -200,7 +216,8 @@ class SibertAffineNorm(nn.Module):
 class SibertAttention(nn.Module):
     """Multi-head attention of a degree-0 input: (0; 2).
 
-    Its weights have degree 0: in the joint form they are normalised ReLU scores, in the others softmax of cosines.
+    Its weights have degree 0: in the joint form they are normalised ReLU scores, in the others softmax of cosines, of
+    queries and keys that are turned by their positions.
     """
 
     def __init__(self, config: SibertConfig):
@@ -215,15 +232,23 @@ class SibertAttention(nn.Module):
         self.output = _linear(config, config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False
+        self,
+        hidden_BTD: Tensor,
+        attention_mask: Tensor | None,
+        rotation: Rotation | None = None,
+        *,
+        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         def heads(projected_BTD: Tensor) -> Tensor:
             heads_BTHK: Tensor = projected_BTD.unflatten(-1, (self.num_heads, -1))  # type: ignore[no-untyped-call]
             return heads_BTHK.transpose(1, 2)
 
+        query_BHTK, key_BHTK = heads(self.query(hidden_BTD)), heads(self.key(hidden_BTD))
+        if rotation is not None:
+            query_BHTK, key_BHTK = rotate(query_BHTK, rotation), rotate(key_BHTK, rotation)
         mixed_BHTK, weights_BHTT = self.attend(
-            heads(self.query(hidden_BTD)),
-            heads(self.key(hidden_BTD)),
+            query_BHTK,
+            key_BHTK,
             heads(self.value(hidden_BTD)),
             attention_mask,
             dropout_p=self.dropout_p if self.training else 0.0,
@@ -259,8 +284,15 @@ class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.branch_weight = None if config.invariance == "joint" else 1.0 / math.sqrt(2 * config.num_hidden_layers)
 
-    def forward(self, stream_BTD: Tensor, attention_mask: Tensor | None, *, need_weights: bool = False) -> Tensor:
-        mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, need_weights=need_weights)
+    def forward(
+        self,
+        stream_BTD: Tensor,
+        attention_mask: Tensor | None,
+        rotation: Rotation | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> Tensor:
+        mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, rotation, need_weights=need_weights)
         stream_BTD = self._add(stream_BTD, mixed_BTD)
         return self._add(stream_BTD, self.feed_forward(layer_norm(stream_BTD)))
 
@@ -391,9 +423,15 @@ class SibertModel(SibertPreTrainedModel):
             )
         mask = _boolean_mask(attention_mask)
         need_weights = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        if position_ids is None:
+            position_ids = torch.arange(length, device=self.device)[None]
         stream_BTD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        rotation = None
+        if self.config.invariance != "joint":
+            width = self.config.hidden_size // self.config.num_attention_heads
+            rotation = rotary_positions(position_ids, width, self.config.rope_theta, stream_BTD.dtype)
         for layer in self.layers:
-            stream_BTD = layer(stream_BTD, mask, need_weights=need_weights)
+            stream_BTD = layer(stream_BTD, mask, rotation, need_weights=need_weights)
         return BaseModelOutput(last_hidden_state=layer_norm(stream_BTD))
 
 

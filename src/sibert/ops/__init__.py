@@ -3,5 +3,14 @@
 from sibert.ops.cosine_attention import cosine_attention
 from sibert.ops.normalize import affine_layer_norm, layer_norm, unit_rows
 from sibert.ops.relu_attention import relu_attention
+from sibert.ops.rotary import rotary_positions, rotate
 
-__all__ = ["affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "unit_rows"]
+__all__ = [
+    "affine_layer_norm",
+    "cosine_attention",
+    "layer_norm",
+    "relu_attention",
+    "rotary_positions",
+    "rotate",
+    "unit_rows",
+]
