@@ -190,11 +190,14 @@ def projected_adam(model: NormalizedBert, rate: float) -> Optimizer:
     return Projected(model.parameters(), lr=rate, project=model.project)
 
 
+def _is_table(group: str) -> bool:
+    return "embeddings" in group
+
+
 def clipped_sgd(
     model: SibertForMaskedLM,
     rate: float,
     one_group: bool = False,
-    equal_rates: bool = False,
     table_rows: bool = False,
     clip: float | None = 2.0,
     table_rate: float = 1.0,
@@ -207,10 +210,9 @@ def clipped_sgd(
         model: SIBERT.
         rate: Intrinsic learning rate.
         one_group: All matrices as one vector: the model stays what it is, but its rotation is not balanced.
-        equal_rates: Tables at the rate of the other matrices.
         table_rows: Each row of a table as a vector of its own.
         clip: As for `ClippedSGD`.
-        table_rate: Of tables, relative to what is usual.
+        table_rate: Intrinsic learning rate of tables, relative to the other matrices.
         lr_factor: After the first step, which calibrates eta, multiply eta and divide lambda: a wrong guess of the
             learning rate at the same eta lambda, or, the same thing, parameters that are wrong by its square root.
         trunk_lr_factor: That, for all matrices but the tables.
@@ -221,17 +223,18 @@ def clipped_sgd(
     groups = model.scale_invariant_groups()
     if one_group:
         groups = {"all": InvariantGroup([member for group in groups.values() for member in group.members])}
-    for name, group in groups.items():
-        if group.relative_rate != 1.0:
-            new_rate = 1.0 if equal_rates else group.relative_rate * table_rate
-            groups[name] = replace(group, relative_rate=new_rate, rows=table_rows)
+    if table_rows:
+        groups |= {name: replace(group, rows=True) for name, group in groups.items() if _is_table(name)}
     model.scale_invariant_groups = lambda: groups  # type: ignore[method-assign]
     optimizer = build_optimizer(model, intrinsic_lr=rate, clip=clip)
+    for table in optimizer.param_groups:
+        if _is_table(table["name"]):
+            table["intrinsic_lr"] *= table_rate
 
     def misjudge(*_: Any) -> None:
         for group in optimizer.param_groups:
             if group["scale_invariant"]:
-                factor = lr_factor * (trunk_lr_factor if group["relative_rate"] == 1.0 else 1.0)
+                factor = lr_factor * (1.0 if _is_table(group["name"]) else trunk_lr_factor)
                 (optimizer.state[group["params"][0]] if group["rows"] else group)["eta"].mul_(factor)
         once.remove()
 

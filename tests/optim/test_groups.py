@@ -109,16 +109,6 @@ def test_a_group_says_whether_its_rows_are_invariant_one_by_one():
     assert [(group["name"], group["rows"]) for group in optimizer.param_groups] == [("rows", True), ("rest", False)]
 
 
-def test_the_relative_rate_of_a_group_multiplies_the_product_of_rate_and_decay():
-    model = Toy()
-    (group,) = model.scale_invariant_groups().values()
-    model.scale_invariant_groups = lambda: {"encoder": InvariantGroup(group.members, relative_rate=0.25)}
-    encoder = build_optimizer(model, intrinsic_lr=0.04).optimizers[0].param_groups[0]
-    assert encoder["intrinsic_lr"] == pytest.approx(0.01)
-    encoder = build_optimizer(model, lr=0.5, weight_decay=0.04).optimizers[0].param_groups[0]
-    assert (encoder["lr"], encoder["weight_decay"]) == (0.5, pytest.approx(0.01))
-
-
 def test_build_optimizer_gives_each_part_its_own():
     model = Toy()
     hybrid = build_optimizer(model, intrinsic_lr=0.01, head_lr=0.1, clip=3.0)

@@ -95,12 +95,6 @@ __all__ = [
 ]
 
 
-TABLE_RATE = 0.1
-"""Intrinsic learning rate of tables (embeddings and decoder) relative to the other matrices, in the forms of ours.
-
-A row gets a gradient in few steps, but the rotation of its table is shared by all rows, so that it turns by more when
-it does. Measured: equal rates are 0.03 nats worse (LOGBOOK, 2026-11-23)."""
-
 INITIAL_LOGIT_VARIANCE = 0.5
 """Of scale * cos: cosines of independent directions have variance 1 / D, so the scale begins at sqrt(0.5 D)."""
 
@@ -357,8 +351,7 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             weight: nn.Parameter = module.weight  # type: ignore[assignment]  # torch declares Embedding.weight a Tensor
             members = [(own, weight) for own in names.pop(id(weight), [])]
             if members:  # a tied weight belongs to the first module that has it
-                by_row, is_table = getattr(module, "by_row", False), not isinstance(module, SibertLinear)
-                groups[name] = InvariantGroup(members, by_row, TABLE_RATE if is_table else 1.0)
+                groups[name] = InvariantGroup(members, rows=getattr(module, "by_row", False))
         return groups
 
 

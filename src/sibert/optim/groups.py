@@ -28,12 +28,10 @@ class InvariantGroup:
         members: (name, parameter) pairs, with every name that the model has for a tied parameter.
         rows: False: all members together, by any c > 0. True: every row on its own, row r being the r-th slices of all
             members along their first dimension.
-        relative_rate: Intrinsic learning rate relative to that of the other groups.
     """
 
     members: list[tuple[str, nn.Parameter]]
     rows: bool = False
-    relative_rate: float = 1.0
 
 
 @runtime_checkable
@@ -59,9 +57,8 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
         model: A model with a method `scale_invariant_groups`, also within DistributedDataParallel or torch.compile.
 
     Returns:
-        Groups for torch optimizers: {"name", "params": [(name, parameter), ...], "scale_invariant", "rows",
-        "relative_rate"}; the
-        scale-invariant ones first, then, if there are other trainable parameters, one named "head".
+        Groups for torch optimizers: {"name", "params": [(name, parameter), ...], "scale_invariant", "rows"};
+        the scale-invariant ones first, then, if there are other trainable parameters, one named "head".
 
     Raises:
         TypeError: If the model does not name its groups.
@@ -99,7 +96,6 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
                     "params": parameters,
                     "scale_invariant": True,
                     "rows": group.rows,
-                    "relative_rate": group.relative_rate,
                 }
             )
     head = [(names[0], p) for p, names in aliases.items() if p not in owner and p.requires_grad]
@@ -130,10 +126,9 @@ def build_optimizer(
 
     Args:
         model: A model as for `param_groups`.
-        intrinsic_lr: eta * lambda of the scale-invariant groups, instead of lr and weight_decay; each group's
-            `relative_rate` multiplies it.
+        intrinsic_lr: eta * lambda of the scale-invariant groups, instead of lr and weight_decay.
         lr: eta of the scale-invariant groups.
-        weight_decay: lambda of the scale-invariant groups; each group's `relative_rate` multiplies it.
+        weight_decay: lambda of the scale-invariant groups.
         clip: sqrt(C), see `ClippedSGD`.
         head_lr: Learning rate of the head; None = 1e-2 with LAMB (a relative step length), 3e-3 with AdamW.
         implementation: See `ClippedSGD`.
@@ -150,10 +145,6 @@ def build_optimizer(
     head = [group for group in groups if not group["scale_invariant"]]
     optimizers: list[Optimizer] = []
     if invariant:
-        # At equilibrium the product of learning rate and weight decay is all that counts.
-        dial, value = ("weight_decay", weight_decay) if intrinsic_lr is None else ("intrinsic_lr", intrinsic_lr)
-        if value is not None:
-            invariant = [{**group, dial: value * group["relative_rate"]} for group in invariant]
         optimizers.append(
             ClippedSGD(invariant, lr, weight_decay, clip=clip, intrinsic_lr=intrinsic_lr, implementation=implementation)
         )

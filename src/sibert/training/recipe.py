@@ -15,8 +15,8 @@ OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
 ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.004, "row": 0.004}
-"""At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.09 at 0.004. Larger
+LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.001, "row": 0.001}
+"""At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.045 at 0.001. Larger
 angles were worse when measured, smaller ones no better (LOGBOOK, 2026-11-23). Short runs meet this bound."""
 
 EQUILIBRIUM_TIMES = 10.0
@@ -36,7 +36,7 @@ class PretrainRecipe:
     first step; a scale-invariant run does not care).
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
-    eta * lambda (None = 10 / steps, at most 0.004, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C),
+    eta * lambda (None = 10 / steps, at most 0.001, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C),
     None = no clipping; `head_lr` of the head, which is not invariant (None = as `build_optimizer`); `schedule`;
     `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`, the
     absolute clipping of the twins.
