@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from contestants import CONTESTANTS, Sizes
+from corpus import VOCABULARY
 from trial import Trial, run_trial
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,7 @@ class Scale:
         seeds: Of the finalists' final runs.
         rates: How many of a contestant's rates are tried.
         variations: How many of each list of variations are tried; None = all.
+        vocabulary: Tokens of the tokenizer.
     """
 
     sizes: Sizes
@@ -80,12 +82,16 @@ class Scale:
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: int = 8
     variations: int | None = None
+    vocabulary: int = VOCABULARY
 
 
 MILLION = 1 << 20
+# "cpu" and "gpu" are for Wikipedia or text like it; there, the budget of "cpu" is spent on token frequencies mostly.
+# "context" is the demonstration's setting: a small vocabulary and source text, where context is learnt within minutes.
 SCALES = {
     "smoke": Scale(Sizes(1, 32, 2, 64), 8192, 16384, 1024, (2048,), (0, 1), 2, 1),
     "cpu": Scale(Sizes(), 2 * MILLION, 8 * MILLION, 4096, (1024, 16384)),
+    "context": Scale(Sizes(2, 128, 2, 512), 1750 * 2048, 3500 * 2048, 2048, (1024, 16384), vocabulary=1024),
     "gpu": Scale(Sizes(6, 384, 6, 1536), 16 * MILLION, 100 * MILLION, 16384, (4096, 65536)),
 }
 
@@ -115,7 +121,8 @@ class Study:
         """A trial of this study; the short budget where nothing else is said."""
         defaults = {"tokens": self.scale.short, "tokens_per_step": self.scale.tokens_per_step}
         names = tuple(Path(source).name for source in self.sources)
-        return Trial(contestant=contestant, rate=rate, sizes=self.scale.sizes, sources=names, **(defaults | fields))
+        defaults |= {"sizes": self.scale.sizes, "vocabulary": self.scale.vocabulary}
+        return Trial(contestant=contestant, rate=rate, sources=names, **(defaults | fields))
 
     def run(self, trials: Iterable[Trial]) -> list[dict[str, Any]]:
         """Run those that have no result yet; give the records of all, in order."""

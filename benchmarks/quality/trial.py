@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from contestants import CONTESTANTS, Sizes
-from corpus import Corpus
+from corpus import VOCABULARY, Corpus
 
 from sibert.models import SibertForMaskedLM
 from sibert.optim import schedule
@@ -40,6 +40,7 @@ class Trial:
         tokens_per_step: Size of a batch.
         sizes: Of the model.
         sources: Names of the files of the training text; empty = the text that the library brings along.
+        vocabulary: Tokens of the tokenizer that is trained on the text.
         options: Arguments of the contestant's model or optimizer, or of the run ("init_scale", "loss_scale",
             "warmup_share", "schedule", "dtype"), that differ from its own.
     """
@@ -51,6 +52,7 @@ class Trial:
     tokens_per_step: int = 1 << 12
     sizes: Sizes = field(default_factory=Sizes)
     sources: tuple[str, ...] = ()
+    vocabulary: int = VOCABULARY
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -79,7 +81,7 @@ def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") ->
         The trial and what it measured. "loss" is of the whole validation set, None where training diverged; "curve" is
         of a quarter of it.
     """
-    corpus = Corpus(sources)
+    corpus = Corpus(sources, trial.vocabulary)
     options = dict(trial.options)
     init_scale, loss_scale = options.pop("init_scale", 1.0), options.pop("loss_scale", 1.0)
     dtype = getattr(torch, options.pop("dtype", "float32"))
