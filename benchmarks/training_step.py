@@ -24,7 +24,7 @@ from contestants import CONTESTANTS, Sizes
 from sibert.data import TokenFrequencies
 
 PEER = "bert-prenorm-adamw"
-RUNNERS = (PEER, "bert-postnorm-adamw", "sibert-joint", "sibert-matrix", "sibert-row")
+RUNNERS = (PEER, "bert-postnorm-adamw", "bert-modern-adamw", "sibert-joint", "sibert-matrix", "sibert-row")
 SIZES = {
     "4 layers x 128, 64 x 64 tokens": (Sizes(), 4096, 64, 64),
     "2 layers x 768, 8 x 128 tokens": (Sizes(2, 768, 12, 3072), 30522, 128, 8),
