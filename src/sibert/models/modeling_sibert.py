@@ -47,6 +47,7 @@ sections 3 and Table 2; Devlin et al., arXiv 1810.04805, for everything that is 
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ INITIAL_LOGIT_VARIANCE = 0.5
 """Of scale * cos: cosines of independent directions have variance 1 / D, so the scale begins at sqrt(0.5 D)."""
 
 
-class SibertTables(nn.Module):
+class SibertTables(nn.Module, ABC):
     """Token and segment tables, and one of positions where these are not rotations of queries and keys."""
 
     def __init__(self, config: SibertConfig):
@@ -131,9 +132,9 @@ class SibertTables(nn.Module):
             rows.append(self.token_type_embeddings(token_type_ids_BT))
         return self.join(rows)
 
+    @abstractmethod
     def join(self, rows: list[Tensor]) -> Tensor:
-        """Make one stream of the rows, [B, T, D] or, of positions that all sequences share, [1, T, D]."""
-        raise NotImplementedError
+        """Make one stream of the rows: [B, T, D] or, of positions that all sequences share, [1, T, D]."""
 
 
 class SibertEmbeddings(SibertTables):
