@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sibert.ops.attention_mask import broadcast_mask
 from sibert.ops.normalize import unit_rows
-from sibert.ops.relu_attention.reference import broadcast_mask
 
 __all__ = ["cosine_attention", "reference_cosine_attention"]
 

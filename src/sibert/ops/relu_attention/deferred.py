@@ -6,7 +6,8 @@ Shape suffixes: B = batch, H = heads, S = query positions, T = key positions, K 
 from torch import Tensor
 from torch.nn import functional as F
 
-from sibert.ops.relu_attention.reference import broadcast_mask, inverse_or_zero, row_sums
+from sibert.ops.attention_mask import broadcast_mask
+from sibert.ops.relu_attention.reference import inverse_or_zero, row_sums
 
 __all__ = ["deferred_relu_attention"]
 
