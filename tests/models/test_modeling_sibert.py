@@ -127,9 +127,15 @@ def test_base_and_large_have_berts_sizes():
     }
     default = SibertConfig()
     assert {name: getattr(default, name) for name in SIZES["base"]} == SIZES["base"]
+    assert 108e6 < parameters_of_base("joint") < 111e6
+    # Without matrices for values and without a table of positions.
+    assert 108e6 < parameters_of_base("matrix") + 12 * 768**2 + 512 * 768 < 111e6
+
+
+def parameters_of_base(invariance):
     with torch.device("meta"):
-        encoder = SibertModel(SibertConfig.of_size("base"))
-    assert 108e6 < sum(p.numel() for p in encoder.parameters()) < 111e6
+        encoder = SibertModel(SibertConfig.of_size("base", invariance=invariance))
+    return sum(p.numel() for p in encoder.parameters())
 
 
 def test_hidden_states_and_attentions(config, batch):

@@ -29,20 +29,22 @@ parts has degree 0 in every single parameter, because each part normalises what 
 
     N(u(token row) [+ u(segment row)])
     each layer: stream + N(branch(N(stream))) / sqrt(2 layers), the branches as above, without biases, but with softmax
-        attention whose scores are sqrt(head width) * cos(query, key), both turned by their positions
+        attention whose scores are sqrt(head width) * cos(query, key), both turned by their positions, and whose values
+        are the input itself: head h mixes the h-th part of its features
     masked-LM head: N(ReLU(W N(stream)))
     logits: scale * cos(head, token row) + bias of the token, the rows tied to the embeddings
 
 "matrix" is invariant to the scale of every matrix, because the branch is homogeneous in each of its matrices; "row"
 uses u(w) for every row of every matrix as well. Two parameters are not invariant: the bias and the scale of the
-logits. Normalised-ReLU attention and a table of positions, which fit as well, learn to use context far later; gains
-for the branches and other forms of embeddings and decoder were no better (LOGBOOK, 2026-11-23).
+logits. Normalised-ReLU attention, a table of positions and a matrix for the values, which fit as well, learn to use
+context later; gains for the branches and other forms of embeddings and decoder were no better (LOGBOOK, 2026-11-23).
 
 Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
 V = vocabulary, P = predicted positions, L = labels, C = choices.
 
 References: Li et al., "Robust Training of Neural Networks using Scale Invariant Architectures", arXiv 2202.00980,
-sections 3 and Table 2; Devlin et al., arXiv 1810.04805, for everything that is BERT's.
+sections 3 and Table 2; Devlin et al., arXiv 1810.04805, for everything that is BERT's; He and Hofmann, "Simplifying
+Transformer Blocks", arXiv 2311.01906, for attention without matrices for values.
 """
 
 import functools
@@ -212,7 +214,7 @@ class SibertAttention(nn.Module):
     """Multi-head attention of a degree-0 input: (0; 2).
 
     Its weights have degree 0: in the joint form they are normalised ReLU scores, in the others softmax of cosines, of
-    queries and keys that are turned by their positions.
+    queries and keys that are turned by their positions. The others take the input as values: (0; 1).
     """
 
     def __init__(self, config: SibertConfig):
@@ -222,9 +224,11 @@ class SibertAttention(nn.Module):
         self.dropout_p = float(config.attention_probs_dropout_prob)
         self.query = _linear(config, config.hidden_size, config.hidden_size, bias=True)
         self.key = _linear(config, config.hidden_size, config.hidden_size, bias=True)
-        self.value = _linear(config, config.hidden_size, config.hidden_size, bias=True)
         # A bias here would have degree 1 beside a term of degree 2.
         self.output = _linear(config, config.hidden_size, config.hidden_size, bias=False)
+        # A matrix for the values and one for the output, with nothing in between, are a product, slow to learn for SGD.
+        joint = config.invariance == "joint"
+        self.value = nn.Linear(config.hidden_size, config.hidden_size) if joint else nn.Identity()
 
     def forward(
         self,
