@@ -281,7 +281,8 @@ class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.attention = SibertAttention(config)
         self.feed_forward = SibertFeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.branch_weight = None if config.invariance == "joint" else 1.0 / math.sqrt(2 * config.num_hidden_layers)
+        self.joint = config.invariance == "joint"
+        self.branch_weight = 1.0 if self.joint else 1.0 / math.sqrt(2 * config.num_hidden_layers)
 
     def forward(
         self,
@@ -296,11 +297,9 @@ class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return self._add(stream_BTD, self.feed_forward(layer_norm(stream_BTD)))
 
     def _add(self, stream_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
-        if self.branch_weight is None:
-            branch_BTD = self.dropout(branch_BTD)
-        else:
-            branch_BTD = self.branch_weight * self.dropout(layer_norm(branch_BTD))
-        return stream_BTD + branch_BTD
+        if not self.joint:
+            branch_BTD = layer_norm(branch_BTD)
+        return torch.add(stream_BTD, self.dropout(branch_BTD), alpha=self.branch_weight)
 
 
 class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
