@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from baselines import ModernBert, NormalizedBert, PreNormBert, Projected, SinkGD, modern_config, prenorm_config
+from baselines import (
+    ModernBert,
+    NormalizedBert,
+    PreNormBert,
+    Projected,
+    SinkGD,
+    modern_config,
+    newton_schulz,
+    prenorm_config,
+)
 from corpus import Corpus
 from torch import nn
 from torch.optim import Optimizer
@@ -165,6 +174,8 @@ def lamb(model: nn.Module, rate: float, weight_decay: float = 0.01) -> Optimizer
 def muon(model: nn.Module, rate: float) -> Optimizer:
     """Muon for the hidden matrices, AdamW at the same rate for the rest, by the update size that AdamW would have."""
     hidden, rest = _hidden(model)
+    if not hidden[0].is_cuda:
+        torch.optim._muon._zeropower_via_newtonschulz = newton_schulz
     muon = torch.optim.Muon(hidden, lr=rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
     return Hybrid([muon, torch.optim.AdamW(rest, lr=rate, betas=BETAS, weight_decay=0.0)])
 
