@@ -17,10 +17,9 @@ def config_of(invariance, **fields):
     return deep_config(num_hidden_layers=DEPTH, invariance=invariance, **no_dropout, **fields)
 
 
-def parameter_of(group):
-    """The one parameter of a group, under whatever names."""
-    (parameter,) = {id(p): p for _, p in group.members}.values()
-    return parameter
+def parameters_of(group):
+    """A matrix, and its bias if it has one, under whatever names."""
+    return list({id(p): p for _, p in group.members}.values())
 
 
 @pytest.fixture(params=["matrix", "row"])
@@ -43,7 +42,7 @@ def test_every_group_may_be_rescaled_on_its_own(invariance, dtype, batch):
         old = outputs()
         for name, group in groups.items():
             for c in SCALES:
-                with scaled([parameter_of(group)], c):
+                with scaled(parameters_of(group), c):
                     assert relative_change(outputs(), old) <= INVARIANCE_TOLERANCE[dtype], (name, c)
 
 
@@ -55,9 +54,11 @@ def test_every_row_may_be_rescaled_on_its_own(dtype, batch):
     with torch.no_grad():
         old = model(**batch)
         for group in model.scale_invariant_groups().values():
-            weight = parameter_of(group)
-            exponents = torch.rand(len(weight), 1, generator=generator, dtype=torch.float64) * 12 - 6
-            weight.mul_((10.0**exponents).to(dtype))
+            matrix, *bias = parameters_of(group)
+            factors = (10.0 ** (torch.rand(len(matrix), generator=generator, dtype=torch.float64) * 12 - 6)).to(dtype)
+            matrix.mul_(factors[:, None])
+            for vector in bias:
+                vector.mul_(factors)
         new = model(**batch)
     tolerance = INVARIANCE_TOLERANCE[dtype]
     assert relative_change(new.prediction_logits, old.prediction_logits) <= tolerance
@@ -73,6 +74,14 @@ def test_rows_of_tokens_may_be_rescaled_in_the_matrix_form_but_neurons_may_not(b
         assert relative_change(model(**batch).logits, old) <= 1e-10
         model.sibert.layers[1].feed_forward.input.weight[0].mul_(10.0)
         assert relative_change(model(**batch).logits, old) > 1e-3
+
+
+def test_a_matrix_without_its_bias_may_not_be_rescaled(invariance, batch):
+    model = roughened(SibertForMaskedLM(config_of(invariance)).double().eval())
+    with torch.no_grad():
+        old = model(**batch).logits
+        with scaled([model.sibert.layers[0].attention.key.weight], 10.0):
+            assert relative_change(model(**batch).logits, old) > 1e-3
 
 
 def test_the_joint_form_is_not_invariant_to_the_scale_of_one_matrix(batch):
@@ -95,13 +104,17 @@ def test_nothing_but_bias_and_scale_of_the_logits_is_outside_of_a_group(invarian
 def test_gradients_are_orthogonal_to_every_group_and_row(invariance, batch):
     model = roughened(SibertForMaskedLM(config_of(invariance)).double().eval())
     for group in model.scale_invariant_groups().values():
-        parameter = parameter_of(group)
+        parameters = parameters_of(group)
         loss = model(**batch, labels=batch["input_ids"]).loss
-        assert euler_residual(loss, [parameter]) < 1e-6  # the loss is taken in float32
+        assert euler_residual(loss, parameters) < 1e-6  # the loss is taken in float32
         if group.rows:
             logits = model(**batch).logits
-            (gradient,) = torch.autograd.grad(logits.logsumexp(-1).sum(), [parameter])
-            cosines = (gradient * parameter).sum(-1) / (gradient.norm(dim=-1) * parameter.norm(dim=-1) + 1e-300)
+            gradients = torch.autograd.grad(logits.logsumexp(-1).sum(), parameters)
+            rows, gradient = (
+                torch.cat([x.flatten(1) if x.dim() > 1 else x[:, None] for x in part], dim=1)
+                for part in (parameters, gradients)
+            )
+            cosines = (gradient * rows).sum(-1) / (gradient.norm(dim=-1) * rows.norm(dim=-1) + 1e-300)
             assert cosines.abs().max() < 1e-8
 
 
@@ -115,7 +128,8 @@ def test_powers_of_two_of_every_group_change_no_bit_of_a_training_run(invariance
         factors = [2.0**k for k in exponents[: len(groups)]]
         with torch.no_grad():
             for group, factor in zip(groups, factors, strict=True):
-                parameter_of(group).mul_(factor)
+                for parameter in parameters_of(group):
+                    parameter.mul_(factor)
         optimizer = build_optimizer(model, intrinsic_lr=0.01)
         losses = []
         for step in range(6):
@@ -125,7 +139,7 @@ def test_powers_of_two_of_every_group_change_no_bit_of_a_training_run(invariance
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        return losses, [parameter_of(g).detach() / f for g, f in zip(groups, factors, strict=True)]
+        return losses, [p.detach() / f for g, f in zip(groups, factors, strict=True) for p in parameters_of(g)]
 
     plain_losses, plain = run([0] * 99)
     generator = torch.Generator().manual_seed(8)

@@ -28,9 +28,9 @@ That is `invariance="joint"`, the model of the paper. The other two are ours. Th
 parts has degree 0 in every single parameter, because each part normalises what it hands on; u(w) = w/|w|:
 
     N(u(token row) [+ u(segment row)])
-    each layer: stream + N(branch(N(stream))) / sqrt(2 layers), the branches as above, without biases, but with softmax
-        attention whose scores are sqrt(head width) * cos(query, key), both turned by their positions, and whose values
-        are the input itself: head h mixes the h-th part of its features
+    each layer: stream + N(branch(N(stream))) / sqrt(2 layers), the branches as above, but: softmax attention whose
+        scores are sqrt(head width) * cos(query, key), both turned by their positions; the values are the input itself,
+        head h mixes the h-th part of its features
     masked-LM head: N(ReLU(W N(stream)))
     logits: scale * cos(head, token row) + bias of the token, the rows tied to the embeddings
 
@@ -167,24 +167,33 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 
 class SibertLinear(nn.Linear):
-    """A linear map without bias whose matrix, or with `by_row` each of its rows, may be rescaled on its own.
+    """A linear map whose matrix, or with `by_row` each of its rows, may be rescaled on its own.
 
-    The matrix is used as it is, since what follows normalises its output; with `by_row` each row is used as u(w).
+    The matrix is used as it is, since what follows normalises its output; with `by_row` each row is used as u(w). A
+    bias belongs to the matrix, and to its rows: it is the column of a constant feature sqrt(D), as large as all others
+    of the normalised input together. A smaller one would be learnt more slowly than they are.
     """
 
-    def __init__(self, config: SibertConfig, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, config: SibertConfig, in_features: int, out_features: int, bias: bool = False):
+        super().__init__(in_features, out_features, bias=bias)
         self.by_row = config.invariance == "row"
 
     def forward(self, input_XD: Tensor) -> Tensor:
-        return F.linear(input_XD, unit_rows(self.weight) if self.by_row else self.weight)
+        weight, bias = self._unit_rows() if self.by_row else (self.weight, self.bias)
+        return F.linear(input_XD, weight, None if bias is None else math.sqrt(self.in_features) * bias)
+
+    def _unit_rows(self) -> tuple[Tensor, Tensor | None]:
+        if self.bias is None:
+            return unit_rows(self.weight), None
+        rows = unit_rows(torch.cat((self.weight, self.bias[:, None]), dim=1))
+        return rows[:, :-1], rows[:, -1]
 
 
 def _linear(config: SibertConfig, in_features: int, out_features: int, bias: bool) -> nn.Linear:
-    """Make a linear map of a branch; `bias` is for the joint form, the other forms have none."""
+    """Make a linear map of a branch; with a bias where its input has degree 0, so that both terms have degree 1."""
     if config.invariance == "joint":
         return nn.Linear(in_features, out_features, bias=bias)
-    return SibertLinear(config, in_features, out_features)
+    return SibertLinear(config, in_features, out_features, bias)
 
 
 class SibertCosineLinear(nn.Linear):
@@ -319,7 +328,8 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         | parameter | distribution |
         |---|---|
         | linear weights, embeddings | normal, std `initializer_range`, cut at two standard deviations |
-        | biases | 0 |
+        | biases of `SibertLinear`: columns of its matrix | the same |
+        | other biases | 0 |
         | gains of normalisations | 1 |
         | scale of the logits | square root of `INITIAL_LOGIT_VARIANCE` times the width |
         """
@@ -329,7 +339,10 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         elif isinstance(module, SibertAffineNorm | nn.LayerNorm):
             init.ones_(module.weight)
         if isinstance(module, nn.Linear | SibertAffineNorm | nn.LayerNorm) and module.bias is not None:
-            init.zeros_(module.bias)
+            if isinstance(module, SibertLinear):
+                init.trunc_normal_(module.bias, mean=0.0, std=std, a=-2 * std, b=2 * std)
+            else:
+                init.zeros_(module.bias)
         if isinstance(module, SibertCosineLinear):
             init.constant_(module.log_scale, 0.5 * math.log(INITIAL_LOGIT_VARIANCE * self.config.hidden_size))
 
@@ -350,10 +363,13 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             return {"encoder": InvariantGroup([(name, p) for p in encoder for name in names[id(p)]])}
         groups = {}
         for name, module in self.named_modules():
-            if not isinstance(module, nn.Embedding | SibertLinear | SibertCosineLinear):
+            if isinstance(module, SibertLinear | nn.Embedding):
+                parameters = list(module.parameters())
+            elif isinstance(module, SibertCosineLinear):
+                parameters = [module.weight]  # type: ignore[list-item]  # a Parameter that torch declares a Tensor
+            else:
                 continue
-            weight: nn.Parameter = module.weight  # type: ignore[assignment]  # torch declares Embedding.weight a Tensor
-            members = [(own, weight) for own in names.pop(id(weight), [])]
+            members = [(own, p) for p in parameters for own in names.pop(id(p), [])]
             if members:  # a tied weight belongs to the first module that has it
                 groups[name] = InvariantGroup(members, rows=getattr(module, "by_row", False))
         return groups
@@ -481,7 +497,7 @@ class SibertPooler(nn.Module):
 
     def __init__(self, config: SibertConfig):
         super().__init__()
-        self.dense = _linear(config, config.hidden_size, config.hidden_size, bias=True)
+        self.dense = _linear(config, config.hidden_size, config.hidden_size, bias=config.invariance == "joint")
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         pooled_BD: Tensor = self.dense(hidden_BTD[:, 0])
