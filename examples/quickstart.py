@@ -31,5 +31,6 @@ model.eval()
 with torch.no_grad():
     before = model(**batch).loss.item()
     for power, group in enumerate(model.scale_invariant_groups().values()):
-        group.members[0][1].mul_(10.0 ** (power % 13 - 6))
+        for parameter in {parameter for _, parameter in group.members}:  # a matrix, and its bias if it has one
+            parameter.mul_(10.0 ** (power % 13 - 6))
     print(f"loss {before:.6f}; with every matrix at another scale {model(**batch).loss.item():.6f}")
