@@ -1,0 +1,106 @@
+"""The report for people: symmetries as lists, modules as a tree coloured by verdict."""
+
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.text import Text
+from rich.tree import Tree
+
+from .symmetry import Symmetry, Verdict
+
+if TYPE_CHECKING:
+    from .symmetry import SymmetryReport
+
+COLOURS = {
+    Verdict.EXACT: "green",
+    Verdict.UP_TO_EPSILON: "cyan",
+    Verdict.UNKNOWN: "yellow",
+    Verdict.NOT_PROVED: "red",
+}
+MARKS = {Verdict.EXACT: "=", Verdict.UP_TO_EPSILON: "~", Verdict.UNKNOWN: "?", Verdict.NOT_PROVED: "x"}
+
+
+def as_text(report: "SymmetryReport", width: int = 120) -> str:
+    """The report as plain text."""
+    console = Console(file=StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(as_renderable(report))
+    file = console.file
+    assert isinstance(file, StringIO)
+    return file.getvalue().rstrip()
+
+
+def as_renderable(report: "SymmetryReport") -> Group:
+    """The report for a rich console."""
+    parts: list[Text | Tree] = [tree(report), Text()]
+    parts.append(Text(f"{len(report.symmetries)} independent rescaling symmetries", style="bold"))
+    parts += [_line(report, symmetry) for symmetry in report.symmetries]
+    if report.unused:
+        parts.append(Text(f"no output depends on {', '.join(report.unused)}", style="dim"))
+    if report.unsupported:
+        parts.append(Text("no rule for", style="bold yellow"))
+        parts += [Text(f"  {place}", style="yellow") for place in report.unsupported]
+    if report.confirmation is not None:
+        parts += _confirmation(report)
+    return Group(*parts)
+
+
+def tree(report: "SymmetryReport") -> Tree:
+    """Modules and parameters, each with the verdict on scaling it by itself."""
+    root = Tree(
+        Text.assemble(
+            "each part scaled by itself:  ",
+            *(piece for v in Verdict for piece in ((f"{MARKS[v]} {v}", COLOURS[v]), "   ")),
+        )
+    )
+    branches = {"": root}
+    for path in sorted(report.modules, key=lambda path: path.split(".")):
+        if path:
+            parent = path.rpartition(".")[0]
+            while parent not in branches:
+                parent = parent.rpartition(".")[0]
+            branches[path] = branches[parent].add(_node(report, path, path[len(parent) :].lstrip(".")))
+    for name in report.names:
+        parent = name.rpartition(".")[0]
+        while parent not in branches:
+            parent = parent.rpartition(".")[0]
+        branches[parent].add(_node(report, name, name[len(parent) :].lstrip(".")))
+    return root
+
+
+def _node(report: "SymmetryReport", name: str, label: str) -> Text:
+    verdict = report.verdict(name)
+    return Text(f"{MARKS[verdict]} {label}", style=COLOURS[verdict])
+
+
+def _line(report: "SymmetryReport", symmetry: Symmetry) -> Text:
+    terms = " · ".join(f"{name}{'' if q == 1 else f'^({q})'}" for name, q in symmetry.exponents.items())
+    line = Text(f"  {MARKS[symmetry.verdict]} {terms}", style=COLOURS[symmetry.verdict])
+    if symmetry.verdict is Verdict.UP_TO_EPSILON:
+        epsilons = report.epsilons(symmetry.exponents)
+        where = ", ".join(f"{value:g} in {module or 'the model'}" for module, value in list(epsilons.items())[:3])
+        line.append(f"  (up to {where or 'masks that stand for -inf'}{' ...' if len(epsilons) > 3 else ''})")
+    return line
+
+
+def _confirmation(report: "SymmetryReport") -> list[Text]:
+    confirmation = report.confirmation
+    assert confirmation is not None
+    good = len(confirmation.checks) - len(confirmation.contradicted)
+    lines = [Text(f"computed in float64: {good} of {len(confirmation.checks)} symmetries hold", style="bold")]
+    lines += [
+        Text(
+            f"  an error of the checker, please report it: {check.symmetry} changes outputs by {check.deviation:.1e}",
+            "red",
+        )
+        for check in confirmation.contradicted
+    ]
+    measured = [d for check in confirmation.checks for d in check.at_scales.items()]
+    for scale in sorted({scale for scale, _ in measured}):
+        worst = max(deviation for c, deviation in measured if c == scale)
+        lines.append(
+            Text(f"  with epsilons as they are, factor {scale:g}: outputs change by up to {worst:.1e}", "cyan")
+        )
+    if confirmation.observed:
+        lines.append(Text(f"  observed, not proved: {', '.join(confirmation.observed)}", "yellow"))
+    return lines

@@ -1,0 +1,123 @@
+"""Entries chosen by other tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..degree import Degree
+from ..edge import Edge
+from ..operation import Operation
+from .reductions import EQUAL
+from .registry import rule
+
+LABELLED = "which entry is chosen depends on the data, so all need one degree"
+
+
+def chosen(op: Operation, x: Edge, axis: int, index: Edge) -> Degree:
+    """Entries of an axis at the indices of a tensor, whose axes take its place."""
+    if not x.degree.varies(axis):
+        degree = x.degree.drop(axis)
+        for _ in range(index.rank):
+            degree = degree.insert(axis)
+        return degree
+    flat = (*x.shape[:axis], int(np.prod(index.shape)), *x.shape[axis + 1 :])
+    degree = x.degree.take(axis, indices(x, axis, index))
+    return degree.reshape(flat, (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
+
+
+def indices(x: Edge, axis: int, index: Edge) -> Any:
+    """The indices where they are constants; otherwise such that every class of the axis occurs, in no order."""
+    if index.constant is not None:
+        return index.constant.reshape(-1).numpy() % x.shape[axis]
+    label = x.degree.labels[axis]
+    assert label is not None
+    representatives = np.unique(label, return_index=True)[1]
+    count = int(np.prod(index.shape))
+    return representatives[np.random.default_rng(0).permutation(count) % len(representatives)]
+
+
+@rule("embedding", reason="rows of a table")
+def embedding(op: Operation, table: Edge, index: Edge, *_: Any, **__: Any) -> Edge:
+    """The degrees of the rows."""
+    return op.edge(chosen(op, table, 0, index), is_nonnegative=table.is_nonnegative)
+
+
+@rule("index_select", reason="entries of an axis")
+def index_select(op: Operation, x: Edge, dim: int, index: Edge) -> Edge:
+    """Degrees go with their entries."""
+    flat = Edge((op.shape[x.axis(dim)],), index.dtype, index.degree, index.values, constant=index.constant)
+    return op.edge(chosen(op, x, x.axis(dim), flat), values=x.values, is_nonnegative=x.is_nonnegative)
+
+
+@rule("gather", "take_along_dim", reason="entries of an axis, chosen for each place")
+def gather(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
+    """One degree along the axis."""
+    axes = [i for i in range(x.rank) if x.degree.varies(i)]
+    degree = op.same_along(x.degree, axes, LABELLED)
+    return op.edge(degree, values=x.values, is_nonnegative=x.is_nonnegative)
+
+
+@rule("index", "_unsafe_index", reason="entries at given places")
+def index(op: Operation, x: Edge, places: Sequence[Edge | None]) -> Edge:
+    """Degrees go with their entries; by several tensors at once, one degree for all."""
+    used = [axis for axis, place in enumerate(places) if place is not None]
+    if len(used) == 1 and _is_index(places[used[0]]) and not _is_truth(places[used[0]]):
+        place = places[used[0]]
+        assert place is not None
+        degree = chosen(op, x, used[0], place)
+    else:
+        axes = [i for i in range(x.rank) if x.degree.varies(i)]
+        degree = Degree.uniform(op.same_along(x.degree, axes, LABELLED).form, op.rank)
+    return op.edge(degree, values=x.values, is_nonnegative=x.is_nonnegative)
+
+
+def _is_index(place: Edge | None) -> bool:
+    return place is not None
+
+
+def _is_truth(place: Edge | None) -> bool:
+    return place is not None and place.dtype == torch.bool
+
+
+@rule("take", reason="entries at given places")
+def take(op: Operation, x: Edge, place: Edge) -> Edge:
+    """One degree for all."""
+    degree = op.same_along(x.degree, range(x.rank), LABELLED)
+    return op.edge(Degree.uniform(degree.form, op.rank), is_nonnegative=x.is_nonnegative)
+
+
+@rule(
+    *("index_put", "_unsafe_index_put", "scatter", "scatter_add", "index_add", "index_copy", "index_fill"),
+    *("scatter_reduce", "masked_scatter", "put"),
+    reason="a tensor of which entries are replaced, or to which others are added",
+)
+def scatter(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
+    """Equal degrees of old and new."""
+    name = op.place.operation
+    position = {"index_put": 1, "_unsafe_index_put": 1, "masked_scatter": 1, "put": 1}.get(name, 2)
+    new = arguments[position]
+    if not isinstance(new, Edge):
+        new = Edge.known(torch.tensor(new))
+    if name == "scatter_reduce" and arguments[3] == "prod":
+        op.zero(new.degree, "products of different numbers of entries")
+    a, b = (op.same_along(edge.degree, range(edge.rank), EQUAL) for edge in (x, new))
+    edges = [
+        Edge(op.shape, x.dtype, Degree.uniform(one.form, op.rank), edge.values) for one, edge in ((a, x), (b, new))
+    ]
+    degree = op.added(edges, "a tensor and what is put into it need equal degrees")
+    return op.edge(degree, is_nonnegative=x.is_nonnegative and new.is_nonnegative)
+
+
+@rule("nonzero", "unique", "_unique2", "bincount", "searchsorted", "bucketize", reason="counts and places")
+def counted(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
+    """They do not scale, so neither may what they are found in."""
+    op.zero(x.degree, "its result depends on values")
+    return op.parts() if isinstance(op.result, tuple | list) else op.edge()
+
+
+@rule("one_hot", reason="of whole numbers, which do not scale")
+def one_hot(op: Operation, x: Edge, *_: Any) -> Edge:
+    """Degree 0."""
+    return op.edge(values=frozenset({0.0, 1.0}), is_nonnegative=True)
