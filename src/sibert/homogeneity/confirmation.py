@@ -31,7 +31,7 @@ class Check:
         deviation: Largest relative change of an output at a random factor, epsilons set to 0 where modules have them
             as attributes.
         at_scales: The same with epsilons as they are, by factor.
-        orthogonality: <grad L, (a_p w_p)_p> in units of sum_p |a_p| |w_p| |grad_p L|, for a random loss L.
+        orthogonality: <grad L, (a_p w_p)_p> in units of sum_p |w_p| |grad_p L| over all p, for a random loss L.
     """
 
     symmetry: Symmetry
@@ -238,14 +238,14 @@ def _orthogonality(
     """The largest cosine between a gradient and the direction of a rescaling."""
     worst = 0.0
     for gradient in gradients:
-        inner = size = 0.0
+        inner = 0.0
+        size = sum(float(numbers.parameters[name].norm() * g.norm()) for name, g in gradient.items())
         for i, exponent in exponents.items():
             one = numbers.scaled({i: Fraction(1)}, 2.0)
             name = numbers.system.variables[i].parameter
             if name in gradient:
                 part = (one[name] - numbers.parameters[name]) * float(exponent)
                 inner += float((part * gradient[name]).sum())
-                size += float(part.norm() * gradient[name].norm())
         worst = max(worst, abs(inner) / size if size else 0.0)
     return worst
 

@@ -39,7 +39,7 @@ class Degree:
         for axis, label in enumerate(labels):
             if label is None:
                 continue
-            slices = [tuple(np.take(forms, i, axis).flat) for i in range(forms.shape[axis])]
+            slices = [tuple(np.take(forms, [i], axis).flat) for i in range(forms.shape[axis])]
             names = {one: number for number, one in reversed(list(enumerate(dict.fromkeys(slices))))}
             if len(names) < len(slices):
                 first = [slices.index(one) for one in dict.fromkeys(slices)]
@@ -110,12 +110,12 @@ class Degree:
         """One index of an axis, which goes away."""
         one = self.take(axis, np.array([index]))
         assert one.labels[axis] is None
-        return Degree(np.take(one.forms, 0, axis), one.labels[:axis] + one.labels[axis + 1 :])
+        return Degree(np.squeeze(one.forms, axis), one.labels[:axis] + one.labels[axis + 1 :])
 
     def drop(self, axis: int) -> "Degree":
         """An axis along which nothing changes goes away."""
         assert self.labels[axis] is None
-        return Degree(np.take(self.forms, 0, axis), self.labels[:axis] + self.labels[axis + 1 :])
+        return Degree(np.squeeze(self.forms, axis), self.labels[:axis] + self.labels[axis + 1 :])
 
     def spread(self, axis: int) -> tuple["Degree", list[LinearForm]]:
         """Make it the same along an axis.

@@ -172,13 +172,16 @@ def _named(program: ExportedProgram, module: nn.Module) -> Graph:
             if spec.kind is InputKind.CONSTANT_TENSOR or not spec.persistent or not tensor.is_floating_point():
                 constants[name] = tensor
     outputs = _outputs(program)
-    nodes = list(program.graph.nodes)
+    # What only updates running statistics goes away, so that the users of a node are those that matter.
+    end = next(node for node in program.graph.nodes if node.op == "output")
+    end.args = (tuple(outputs.values()),)
+    program.graph.eliminate_dead_code()
     needed = set(outputs.values())
-    for node in reversed(nodes):
+    for node in reversed(program.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    return Graph(tuple(node for node in nodes if node in needed), parameters, constants, outputs, shapes)
+    return Graph(tuple(node for node in program.graph.nodes if node in needed), parameters, constants, outputs, shapes)
 
 
 def _outputs(program: ExportedProgram) -> dict[str, fx.Node]:

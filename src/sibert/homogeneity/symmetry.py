@@ -173,9 +173,10 @@ class SymmetryReport:
         """
         selected: dict[str, None] = {}
         for name in [names] if isinstance(names, str) else names:
-            inside = self.modules.get(name.removesuffix(".*"))
+            inside = self.modules.get(name.removesuffix(".*"), ())
             parts = [v.name for v in self.system.variables if v.name == name or v.parameter == name]
-            found = parts or inside or [n for n in self.names if fnmatchcase(n, name)]
+            parts = parts or [v.name for v in self.system.variables if v.parameter in inside]
+            found = parts or [n for n in self.names if fnmatchcase(n, name)]
             if not found:
                 raise ValueError(
                     f"{name!r} is no parameter, module or pattern that matches one; parameters are, for example, "

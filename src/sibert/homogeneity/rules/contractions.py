@@ -71,7 +71,7 @@ def matmul(op: Operation, x: Edge, y: Edge, *_: Any) -> Edge:
     return op.edge(contract(op, x.degree, axes_x, y.degree, axes_y, axes), **zero_if(x, y))
 
 
-@rule("outer", "ger", reason="(c^k x) (c^l y)^T = c^(k+l) x y^T")
+@rule("outer", reason="(c^k x) (c^l y)^T = c^(k+l) x y^T")
 def outer(op: Operation, x: Edge, y: Edge) -> Edge:
     """Degrees add up."""
     return op.edge(contract(op, x.degree, "x", y.degree, "y", "xy"), **zero_if(x, y))
@@ -216,7 +216,7 @@ def transposed_convolution(
     return convolve(op, x, weight, bias, groups, True)
 
 
-@rule("convolution", "_convolution", reason="linear in the input and in the kernel")
+@rule("convolution", reason="linear in the input and in the kernel")
 def any_convolution(
     op: Operation,
     x: Edge,

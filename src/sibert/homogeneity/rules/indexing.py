@@ -44,6 +44,17 @@ def embedding(op: Operation, table: Edge, index: Edge, *_: Any, **__: Any) -> Ed
     return op.edge(chosen(op, table, 0, index), is_nonnegative=table.is_nonnegative)
 
 
+@rule("embedding_bag", reason="sums, means or maxima of rows")
+def embedding_bag(op: Operation, table: Edge, index: Edge, *_: Any, **__: Any) -> tuple[Edge, ...]:
+    """One degree for all rows; weights of the rows may scale, too, with a sum."""
+    weights = [edge for edge in _ if isinstance(edge, Edge) and edge.dtype.is_floating_point]
+    degree = op.same_along(table.degree, [0], EQUAL)
+    for edge in weights:
+        degree = degree + Degree.uniform(op.same_along(edge.degree, range(edge.rank), EQUAL).form, 2)
+    first = op.part(op.result[0], degree)
+    return (first, *(op.part(tensor) for tensor in op.result[1:]))
+
+
 @rule("index_select", reason="entries of an axis")
 def index_select(op: Operation, x: Edge, dim: int, index: Edge) -> Edge:
     """Degrees go with their entries."""
@@ -59,7 +70,7 @@ def gather(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
     return op.edge(degree, values=x.values, is_nonnegative=x.is_nonnegative)
 
 
-@rule("index", "_unsafe_index", reason="entries at given places")
+@rule("index", reason="entries at given places")
 def index(op: Operation, x: Edge, places: Sequence[Edge | None]) -> Edge:
     """Degrees go with their entries; by several tensors at once, one degree for all."""
     used = [axis for axis, place in enumerate(places) if place is not None]
@@ -89,7 +100,7 @@ def take(op: Operation, x: Edge, place: Edge) -> Edge:
 
 
 @rule(
-    *("index_put", "_unsafe_index_put", "scatter", "scatter_add", "index_add", "index_copy", "index_fill"),
+    *("index_put", "scatter", "scatter_add", "index_add", "index_copy", "index_fill"),
     *("scatter_reduce", "masked_scatter", "put"),
     reason="a tensor of which entries are replaced, or to which others are added",
 )
@@ -110,10 +121,12 @@ def scatter(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
     return op.edge(degree, is_nonnegative=x.is_nonnegative and new.is_nonnegative)
 
 
-@rule("nonzero", "unique", "_unique2", "bincount", "searchsorted", "bucketize", reason="counts and places")
-def counted(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
+@rule("searchsorted", "bucketize", reason="counts and places")
+def counted(op: Operation, *arguments: Any, **__: Any) -> Any:
     """They do not scale, so neither may what they are found in."""
-    op.zero(x.degree, "its result depends on values")
+    for argument in arguments:
+        if isinstance(argument, Edge):
+            op.zero(argument.degree, "its result depends on values")
     return op.parts() if isinstance(op.result, tuple | list) else op.edge()
 
 

@@ -16,16 +16,20 @@ def _one_form(op: Operation, x: Edge) -> Degree:
 
 
 @rule("cross_entropy_loss", reason="log_softmax(c x) is not log_softmax(x)")
-def cross_entropy(op: Operation, x: Edge, target: Edge, weight: Edge | None = None, *_: Any, **__: Any) -> Edge:
-    """Logits and targets may not scale."""
+def cross_entropy(
+    op: Operation, x: Edge, target: Edge, weight: Edge | None = None, reduction: int = 1, *_: Any
+) -> Edge:
+    """Logits may not scale; it is linear in probabilities and in weights of classes, whose sum a mean is divided by."""
     op.zero(x.degree, "cross entropy goes through a softmax, which is not homogeneous: logits may not scale")
-    op.zero(target.degree, "probabilities may not scale")
-    if weight is not None:
-        op.zero(weight.degree, "weights of classes may not scale")
-    return op.edge()
+    degree = _one_form(op, target)
+    if weight is None:
+        return op.edge(degree)
+    own = _one_form(op, weight)
+    is_mean_over_classes = reduction == 1 and not target.dtype.is_floating_point
+    return op.edge(degree if is_mean_over_classes else degree + own)
 
 
-@rule("nll_loss", "nll_loss_nd", "nll_loss_forward", "nll_loss2d_forward", reason="an entry of x, with minus")
+@rule("nll_loss_nd", reason="an entry of x, with minus")
 def negative_log_likelihood(op: Operation, x: Edge, target: Edge, weight: Edge | None = None, *_: Any) -> Any:
     """Linear."""
     if weight is not None:
@@ -46,8 +50,7 @@ def difference_loss(op: Operation, x: Edge, target: Edge, *_: Any) -> Edge:
 
 @rule(
     *("smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div"),
-    *("soft_margin_loss", "hinge_embedding_loss", "margin_ranking_loss", "poisson_nll_loss", "cosine_embedding_loss"),
-    *("triplet_margin_loss", "multi_margin_loss", "multilabel_margin_loss_forward", "ctc_loss", "_ctc_loss"),
+    *("soft_margin_loss",),
     reason="no power of its arguments",
 )
 def inhomogeneous_loss(op: Operation, *arguments: Any, **__: Any) -> Any:

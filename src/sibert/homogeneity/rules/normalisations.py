@@ -76,7 +76,7 @@ def _affine(
     return scaled
 
 
-@rule("rms_norm", "_fused_rms_norm", reason="x / rms(x) does not scale without epsilon")
+@rule("rms_norm", reason="x / rms(x) does not scale without epsilon")
 def rms_norm(op: Operation, x: Edge, shape: Sequence[int], weight: Edge | None = None, eps: float | None = None) -> Any:
     """Degree 0, then that of the gain."""
     degree = normalised(op, x, range(x.rank - len(shape), x.rank), eps)
@@ -141,33 +141,12 @@ def batch_axes(x: Edge) -> list[int]:
     return [axis for axis in range(x.rank) if axis != 1]
 
 
-@rule("batch_norm", "native_batch_norm", reason="N(c x) = N(x) for each channel over the batch, without epsilon")
-def batch_norm(
-    op: Operation,
-    x: Edge,
-    weight: Edge | None,
-    bias: Edge | None,
-    mean: Edge | None,
-    variance: Edge | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    *_: Any,
-) -> Any:
-    """In training degree 0, then that of gain and bias; in evaluation an affine map."""
-    if training:
-        degree = channel_norm(op, x, weight, bias, batch_axes(x), eps)
-    else:
-        degree = running(op, x, weight, bias, mean, variance)
-    return op.edge(degree) if isinstance(op.result, torch.Tensor) else _first(op, degree, x)
-
-
 @rule(
     *("_native_batch_norm_legit_functional", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
-    reason="as batch_norm",
+    reason="N(c x) = N(x) for each channel over the batch, without epsilon",
 )
 def native_batch_norm(op: Operation, x: Edge, weight: Edge | None, bias: Edge | None, *rest: Any) -> Any:
-    """As `batch_norm`."""
+    """In training degree 0, then that of gain and bias; in evaluation an affine map."""
     if op.place.operation.endswith("no_training"):
         degree = running(op, x, weight, bias, rest[0], rest[1])
     else:

@@ -18,18 +18,12 @@ Operand = Edge | float | int | bool
 POSITIVELY_HOMOGENEOUS = {
     "relu": "max(0, c x) = c max(0, x)",
     "leaky_relu": "linear on each side of 0",
-    "rrelu_with_noise": "linear on each side of 0, for each noise",
+    "rrelu_with_noise_functional": "linear on each side of 0, for each noise",
     "abs": "|c x| = c |x|",
     "neg": "linear",
-    "positive": "linear",
     "clone": "a copy",
     "alias": "the same tensor",
     "detach": "the same tensor",
-    "contiguous": "a copy",
-    "lift_fresh_copy": "a copy",
-    "real": "linear",
-    "imag": "linear",
-    "conj": "linear",
     "nan_to_num": "the identity on finite numbers",
 }
 NONNEGATIVE = {"relu", "abs", "square", "sigmoid", "exp", "exp2", "softplus", "relu6", "hardsigmoid"}
@@ -42,12 +36,9 @@ INHOMOGENEOUS = {
     "hardswish": "its corners are not at 0",
     "hardtanh": "its corners are not at 0",
     "relu6": "its corners are not at 0",
-    "hardshrink": "its jumps are not at 0",
-    "softshrink": "its corners are not at 0",
     "tanh": "no power of x",
     "softplus": "log(1 + exp(x)) is no power of x",
     "log_sigmoid": "log(1 + exp(-x)) is no power of x",
-    "log_sigmoid_forward": "log(1 + exp(-x)) is no power of x",
     "elu": "exp(x) - 1 for x < 0",
     "celu": "exp(x) - 1 for x < 0",
     "selu": "exp(x) - 1 for x < 0",
@@ -103,7 +94,12 @@ ERASING = {
 }
 
 
-def _keep(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
+FILLED = {"zeros": 0.0, "ones": 1.0, "full": None}
+
+
+def _keep(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
+    if not isinstance(op.result, torch.Tensor):
+        return op.part(op.result[0], x.degree), op.part(op.result[1])
     positive = op.place.operation in NONNEGATIVE or (x.is_nonnegative and op.place.operation != "neg")
     return op.edge(x.degree, is_nonnegative=positive, constant_along=x.constant_along)
 
@@ -116,8 +112,13 @@ def _needs_degree_0(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
     return op.edge(is_nonnegative=op.place.operation in NONNEGATIVE, constant_along=x.constant_along)
 
 
-def _erase(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
-    return op.edge(constant_along=x.constant_along)
+def _erase(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
+    kind = op.place.operation.removeprefix("new_").removesuffix("_like")
+    if kind not in FILLED:
+        return op.edge(constant_along=x.constant_along)
+    value = FILLED[kind] if kind != "full" else arguments[-1]
+    values = frozenset({float(value)}) if isinstance(value, int | float) else None
+    return op.edge(values=values, is_nonnegative=values is not None and min(values) >= 0)
 
 
 for name, why in POSITIVELY_HOMOGENEOUS.items():
@@ -125,9 +126,7 @@ for name, why in POSITIVELY_HOMOGENEOUS.items():
 for name, why in INHOMOGENEOUS.items():
     put([name], "pointwise", why, _needs_degree_0, True)
 for name, why in ERASING.items():
-    put(
-        [name], "pointwise", why, _erase, name in ("sign", "sgn", "logical_not", "zeros_like", "ones_like", "full_like")
-    )
+    put([name], "pointwise", why, _erase, name in ("sign", "sgn", "logical_not"))
 
 
 def operands(op: Operation, values: Sequence[Operand]) -> list[Edge]:
@@ -140,8 +139,8 @@ def shared_axes(op: Operation, edges: Sequence[Edge]) -> frozenset[int]:
     return frozenset.intersection(*(edge.constant_axes_in(op.shape) for edge in edges))
 
 
-@rule("_to_copy", "to", "type_as", reason="conversion keeps the value of a number", is_pointwise=True)
-def convert(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
+@rule("_to_copy", reason="conversion keeps the value of a number", is_pointwise=True)
+def convert(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
     """A number stays what it is; whole numbers and truth values do not scale."""
     if op.result.is_floating_point() or not x.dtype.is_floating_point:
         return _keep(op, x)
@@ -176,7 +175,7 @@ def _epsilon(op: Operation, x: Edge, number: Edge) -> Any:
     return x.degree
 
 
-@rule("mul", "multiply", reason="(c^k x) (c^l y) = c^(k+l) x y", is_pointwise=True)
+@rule("mul", reason="(c^k x) (c^l y) = c^(k+l) x y", is_pointwise=True)
 def multiply(op: Operation, x: Operand, y: Operand) -> Edge:
     """Degrees add up."""
     a, b = operands(op, (x, y))
@@ -191,7 +190,7 @@ def multiply(op: Operation, x: Operand, y: Operand) -> Edge:
     )
 
 
-@rule("div", "divide", "true_divide", reason="(c^k x) / (c^l y) = c^(k-l) x / y", is_pointwise=True)
+@rule("div", reason="(c^k x) / (c^l y) = c^(k-l) x / y", is_pointwise=True)
 def divide(op: Operation, x: Operand, y: Operand, rounding_mode: str | None = None) -> Edge:
     """Degrees are subtracted; a rounded quotient needs equal ones."""
     a, b = operands(op, (x, y))
@@ -202,7 +201,7 @@ def divide(op: Operation, x: Operand, y: Operand, rounding_mode: str | None = No
     return op.edge(a.degree - b.degree, is_nonnegative=positive, constant_along=along)
 
 
-@rule("floor_divide", "atan2", "arctan2", reason="depends on x / y alone", is_pointwise=True)
+@rule("floor_divide", "atan2", reason="depends on x / y alone", is_pointwise=True)
 def quotient(op: Operation, x: Operand, y: Operand, *_: Any) -> Edge:
     """Equal degrees, of which nothing is left."""
     a, b = operands(op, (x, y))
@@ -292,7 +291,7 @@ def extremum(op: Operation, x: Operand, y: Operand) -> Edge:
     return op.edge(degree, is_nonnegative=some if is_maximum else every, constant_along=along)
 
 
-@rule("clamp", "clip", "clamp_min", "clamp_max", reason="bounds at 0 scale with x", is_pointwise=True)
+@rule("clamp", "clamp_min", "clamp_max", reason="bounds at 0 scale with x", is_pointwise=True)
 def clamp(op: Operation, x: Edge, low: Operand | None = None, high: Operand | None = None) -> Edge:
     """Bounds have the degree of what they bound; a positive lower bound of what is never negative is an epsilon."""
     if op.place.operation == "clamp_max":
@@ -316,7 +315,7 @@ def threshold(op: Operation, x: Edge, limit: float, value: float) -> Edge:
     return op.edge(x.degree, is_nonnegative=limit >= 0 and value >= 0)
 
 
-@rule("prelu", "_prelu_kernel", reason="linear on each side of 0, with slopes 1 and w")
+@rule("prelu", reason="linear on each side of 0, with slopes 1 and w")
 def prelu(op: Operation, x: Edge, weight: Edge) -> Edge:
     """The slope is compared with 1, so it may not scale."""
     op.zero(weight.degree, "the slope for x < 0 would change against that for x > 0, which is 1")
@@ -387,8 +386,12 @@ def logical(op: Operation, x: Operand, y: Operand) -> Edge:
 
 
 @rule(
-    *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "bitwise_left_shift", "bitwise_right_shift"),
-    *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__"),
+    *(
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "bitwise_not",
+    ),
     reason="of whole numbers, which do not scale",
     is_pointwise=True,
 )
@@ -420,17 +423,13 @@ def times_power_of_two(op: Operation, x: Edge, exponent: Edge) -> Edge:
 # Randomness ------------------------------------------------------------------------------------------------------
 
 
-@rule("dropout", "native_dropout", "feature_dropout", "alpha_dropout", reason="x times a random mask of its own")
-def dropout(op: Operation, x: Edge, *arguments: Any) -> Any:
-    """The mask does not depend on x; but alpha dropout adds a constant."""
-    if op.place.operation == "alpha_dropout" and arguments[1]:
-        op.zero(x.degree, "alpha dropout puts a constant in place of what it drops")
-    if isinstance(op.result, torch.Tensor):
-        return op.edge(x.degree)
+@rule("native_dropout", reason="x times a random mask of its own")
+def dropout(op: Operation, x: Edge, *_: Any) -> tuple[Edge, Edge]:
+    """The mask does not depend on x."""
     return op.part(op.result[0], x.degree), op.part(op.result[1])
 
 
-@rule("bernoulli", "multinomial", reason="draws from probabilities")
+@rule("bernoulli", reason="draws from probabilities")
 def draw(op: Operation, probabilities: Edge, *_: Any, **__: Any) -> Edge:
     """Probabilities may not scale."""
     op.zero(probabilities.degree, "probabilities cannot scale")

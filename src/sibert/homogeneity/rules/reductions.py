@@ -39,10 +39,17 @@ def total(op: Operation, x: Edge, dim: Axes = None, *_: Any, **__: Any) -> Edge:
     return op.edge(reduce(op, x, dim), is_nonnegative=x.is_nonnegative, **zero)
 
 
-@rule("mean", "nanmean", "amax", "amin", "aminmax", reason="f(c x) = c f(x)")
+@rule("mean", "amax", "amin", reason="f(c x) = c f(x)")
 def homogeneous_reduction(op: Operation, x: Edge, dim: Axes = None, *_: Any, **__: Any) -> Edge:
     """Keeps the degree."""
     return op.edge(reduce(op, x, dim), is_nonnegative=x.is_nonnegative)
+
+
+@rule("aminmax", reason="two entries of x")
+def both_extrema(op: Operation, x: Edge, *_: Any, dim: int | None = None, **__: Any) -> tuple[Edge, Edge]:
+    """Both keep the degree."""
+    degree = reduce(op, x, dim, op.result[0])
+    return op.part(op.result[0], degree), op.part(op.result[1], degree)
 
 
 @rule("max", "min", "median", "nanmedian", "mode", "kthvalue", reason="an entry of x, and where it is")
@@ -104,12 +111,10 @@ def variance(op: Operation, x: Edge, dim: Axes = None, *_: Any, **__: Any) -> An
     return op.part(op.result[0], degree * power, is_nonnegative=True), op.part(op.result[1], degree)
 
 
-@rule("linalg_vector_norm", "norm", "linalg_norm", "frobenius_norm", reason="norm(c x) = c norm(x)")
+@rule("linalg_vector_norm", reason="norm(c x) = c norm(x)")
 def norm(op: Operation, x: Edge, order: Any = 2, dim: Axes = None, *_: Any, **__: Any) -> Edge:
     """Keeps the degree; the number of entries that are not 0 has none."""
     order = _number(order)
-    if op.place.operation == "frobenius_norm":
-        order, dim = 2, order if isinstance(order, list) else dim
     degree = reduce(op, x, dim)
     return op.edge(degree * 0 if order == 0 else degree, is_nonnegative=True)
 
@@ -135,7 +140,7 @@ def cumulative(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Any:
     return op.part(op.result[0], degree, is_nonnegative=x.is_nonnegative), op.part(op.result[1])
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin", reason="softmax(c x) is not softmax(x)")
+@rule("softmax", "log_softmax", reason="softmax(c x) is not softmax(x)")
 def softmax(op: Operation, x: Edge, dim: int, *_: Any, **__: Any) -> Edge:
     """Degree 0, up to what is the same along the axis."""
     op.zero(x.degree, f"{op.place.operation.removeprefix('_')} is not homogeneous: its arguments may not scale")
@@ -152,12 +157,13 @@ def logsumexp(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
 # Pooling ---------------------------------------------------------------------------------------------------------
 
 POOLS = [
-    f"{kind}_pool{dim}d{suffix}"
-    for kind in ("max", "avg", "adaptive_avg", "adaptive_max")
-    for dim in (1, 2, 3)
-    for suffix in ("", "_with_indices")
-    if not (suffix and kind in ("avg", "adaptive_avg"))
-] + [f"_adaptive_avg_pool{dim}d" for dim in (2, 3)]
+    *(f"{kind}_pool{dim}d" for kind in ("max", "avg", "adaptive_avg") for dim in (1, 2, 3)),
+    *(
+        f"{name}_pool{dim}d{suffix}"
+        for name, suffix in (("max", "_with_indices"), ("adaptive_max", ""))
+        for dim in (2, 3)
+    ),
+]
 
 
 @rule(*POOLS, reason="means and maxima: f(c x) = c f(x)")
@@ -190,7 +196,7 @@ def cosine_similarity(op: Operation, x: Edge, y: Edge, dim: int = 1, eps: float 
     return op.edge()
 
 
-@rule("pairwise_distance", "cdist", "_cdist_forward", "dist", reason="norm(c x - c y) = c norm(x - y)")
+@rule("pairwise_distance", "cdist", "dist", reason="norm(c x - c y) = c norm(x - y)")
 def distance(op: Operation, x: Edge, y: Edge, *_: Any, **__: Any) -> Edge:
     """Equal degrees, which are kept; `pairwise_distance` adds an epsilon to x - y."""
     a = op.same_along(x.degree, range(x.rank), EQUAL)

@@ -19,7 +19,7 @@ def moved(op: Operation, x: Edge, degree: Degree, along: frozenset[int] = frozen
     return op.edge(degree, values=x.values, is_nonnegative=x.is_nonnegative, constant_along=along | ones)
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", reason="the same entries")
+@rule("view", "_unsafe_view", reason="the same entries")
 def reshape(op: Operation, x: Edge, *_: Any) -> Edge:
     """Degrees go with their entries."""
     along: set[int] = set()
@@ -41,7 +41,7 @@ def permute(op: Operation, x: Edge, order: Sequence[int]) -> Edge:
     return permuted(op, x, [x.axis(axis) for axis in order])
 
 
-@rule("transpose", "swapaxes", "swapdims", reason="the same entries")
+@rule("transpose", reason="the same entries")
 def transpose(op: Operation, x: Edge, first: int, second: int) -> Edge:
     """Degrees go with their axes."""
     order = list(range(x.rank))
@@ -51,23 +51,13 @@ def transpose(op: Operation, x: Edge, first: int, second: int) -> Edge:
     return permuted(op, x, order)
 
 
-@rule("t", "numpy_T", "mT", "adjoint", reason="the same entries")
+@rule("t", reason="the same entries")
 def matrix_transpose(op: Operation, x: Edge) -> Edge:
     """Degrees go with their axes."""
     order = list(range(x.rank))
     if x.rank > 1:
         order[-2:] = order[:-3:-1]
-    return permuted(op, x, order[::-1] if op.place.operation == "numpy_T" else order)
-
-
-@rule("movedim", "moveaxis", reason="the same entries")
-def movedim(op: Operation, x: Edge, source: int | Sequence[int], target: int | Sequence[int]) -> Edge:
-    """Degrees go with their axes."""
-    sources = [source] if isinstance(source, int) else source
-    targets = [target] if isinstance(target, int) else target
-    places = {x.axis(t): x.axis(s) for s, t in zip(sources, targets, strict=True)}
-    others = iter(axis for axis in range(x.rank) if axis not in places.values())
-    return permuted(op, x, [places[axis] if axis in places else next(others) for axis in range(x.rank)])
+    return permuted(op, x, order)
 
 
 @rule("unsqueeze", reason="the same entries")
@@ -88,13 +78,13 @@ def squeeze(op: Operation, x: Edge, *_: Any) -> Edge:
     return moved(op, x, x.degree.reshape(x.shape, op.shape), frozenset(along))
 
 
-@rule("expand", "expand_as", "broadcast_to", reason="copies of entries")
+@rule("expand", reason="copies of entries")
 def expand(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
     """Degrees of the entries that are copied."""
     return moved(op, x, x.degree.lift(op.rank), x.constant_axes_in(op.shape))
 
 
-@rule("repeat", "tile", reason="copies of entries")
+@rule("repeat", reason="copies of entries")
 def repeat(op: Operation, x: Edge, repeats: Sequence[int]) -> Edge:
     """Degrees of the entries that are copied."""
     degree = x.degree.lift(op.rank)
@@ -123,16 +113,14 @@ def positions(x: Edge, axis: int, start: Any, end: Any, step: int = 1) -> np.nda
     return np.arange(x.shape[axis])[slice(start, end, step)]
 
 
-@rule("slice", "slice_copy", "narrow", reason="some of the entries")
+@rule("slice", reason="some of the entries")
 def slice_(op: Operation, x: Edge, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Edge:
     """Degrees go with their entries."""
     axis = x.axis(dim)
-    if op.place.operation == "narrow":
-        end = start + end
     return moved(op, x, x.degree.take(axis, positions(x, axis, start, end, step)), x.constant_along)
 
 
-@rule("select", "select_copy", reason="some of the entries")
+@rule("select", reason="some of the entries")
 def select(op: Operation, x: Edge, dim: int, index: int) -> Edge:
     """Degrees go with their entries."""
     axis = x.axis(dim)
@@ -141,7 +129,10 @@ def select(op: Operation, x: Edge, dim: int, index: int) -> Edge:
 
 
 @rule(
-    *("split", "split_with_sizes", "split_with_sizes_copy", "split_copy", "chunk", "tensor_split", "unsafe_split"),
+    *(
+        "split",
+        "split_with_sizes",
+    ),
     reason="parts of a tensor",
 )
 def split(op: Operation, x: Edge, sizes: Any, dim: int = 0) -> tuple[Edge, ...]:
@@ -155,7 +146,7 @@ def split(op: Operation, x: Edge, sizes: Any, dim: int = 0) -> tuple[Edge, ...]:
     return tuple(parts)
 
 
-@rule("unbind", "unbind_copy", reason="parts of a tensor")
+@rule("unbind", reason="parts of a tensor")
 def unbind(op: Operation, x: Edge, dim: int = 0) -> tuple[Edge, ...]:
     """Degrees go with their entries."""
     axis = x.axis(dim)
@@ -177,7 +168,7 @@ def triangle(op: Operation, x: Edge, *arguments: int) -> Edge:
     return op.edge(x.degree, is_nonnegative=x.is_nonnegative)
 
 
-@rule("unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", reason="the same entries")
+@rule("unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", reason="the same entries")
 def rearranged(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
     """One degree for all entries."""
     degree = op.same_along(x.degree, range(x.rank), EQUAL)
@@ -211,7 +202,7 @@ def joined(op: Operation, edges: Sequence[Edge], axis: int) -> Edge:
     )
 
 
-@rule("cat", "concat", "concatenate", reason="tensors one after another, each of its own degree")
+@rule("cat", reason="tensors one after another, each of its own degree")
 def cat(op: Operation, tensors: Sequence[Edge], dim: int = 0) -> Edge:
     """Degrees go with their entries."""
     tensors = [edge for edge in tensors if edge.rank == op.rank]
@@ -258,7 +249,7 @@ def roll(op: Operation, x: Edge, shifts: int | Sequence[int], dims: int | Sequen
 
 
 @rule(
-    *("constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
+    *("pad",),
     reason="0, or copies of entries, around a tensor",
 )
 def pad(op: Operation, x: Edge, amounts: Sequence[int], *arguments: Any) -> Edge:
