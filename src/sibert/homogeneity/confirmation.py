@@ -16,6 +16,8 @@ from .symmetry import Symmetry, SymmetryReport, Verdict
 
 TOLERANCE = 1e-8
 """Relative change of outputs, or cosine of weights and gradient, that counts as none in float64."""
+STEP = 1e-7
+"""Second differences of smooth functions at this step are lost in float64; those of float32 inside a model are not."""
 FACTOR = 1.7
 NEARLY_ZERO = 1e-300
 """Batch norm refuses an epsilon of 0."""
@@ -31,19 +33,20 @@ class Check:
         deviation: Largest relative change of an output at a random factor, epsilons set to 0 where modules have them
             as attributes.
         at_scales: The same with epsilons as they are, by factor.
+        tolerance: Largest deviation that rounding explains.
         orthogonality: <grad L, (a_p w_p)_p> in units of sum_p |w_p| |grad_p L| over all p, for a random loss L.
     """
 
     symmetry: Symmetry
     deviation: float
+    tolerance: float
     at_scales: Mapping[float, float]
     orthogonality: float
 
     @property
     def holds(self) -> bool:
         """It changes nothing; with epsilons that could not be set to 0, little."""
-        tolerance = TOLERANCE if self.symmetry.verdict is Verdict.EXACT else 1e-3
-        return self.deviation <= tolerance
+        return self.deviation <= max(self.tolerance, 0.0 if self.symmetry.verdict is Verdict.EXACT else 1e-3)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,10 @@ class Numbers:
                 "checked by computing: find the source of randomness, or analyse with numeric=False"
             )
         self.reference = first
+        everything = {i: Fraction(1) for i in range(len(system.variables))}
+        up, down = (self.outputs(everything, 1 + step) for step in (STEP, -STEP))
+        noise = relative_change(first, [(a + b) / 2 for a, b in zip(up, down, strict=True)])
+        self.tolerance = max(TOLERANCE, 100 * noise)
 
     def scaled(self, exponents: Mapping[int, Fraction], factor: float) -> dict[str, Tensor]:
         """The parameters, multiplied by factor^(a_p)."""
@@ -138,16 +145,8 @@ class Numbers:
             return self.run(self.scaled(exponents, factor))
 
     def deviation(self, exponents: Mapping[int, Fraction], factor: float) -> float:
-        """The largest change of an output, relative to its largest entry."""
-        worst = 0.0
-        for before, after in zip(self.reference, self.outputs(exponents, factor), strict=True):
-            finite = before.isfinite()
-            if not torch.equal(finite, after.isfinite()):
-                return float("inf")
-            if finite.any():
-                size = before[finite].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-                worst = max(worst, float((after - before)[finite].abs().max() / size))
-        return worst
+        """How much rescaling changes the outputs."""
+        return relative_change(self.reference, self.outputs(exponents, factor))
 
     def gradients(self, seed: int) -> dict[str, Tensor]:
         """Of a random linear function of the outputs."""
@@ -164,6 +163,19 @@ class Numbers:
         ).sum()
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+
+def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest change of one of several tensors, relative to its largest entry."""
+    worst = 0.0
+    for one, other in zip(before, after, strict=True):
+        finite = one.isfinite()
+        if not torch.equal(finite, other.isfinite()):
+            return float("inf")
+        if finite.any():
+            size = one[finite].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+            worst = max(worst, float((other - one)[finite].abs().max() / size))
+    return worst
 
 
 def _double(value: Any) -> Any:
@@ -228,7 +240,9 @@ def confirm(
         if symmetry.verdict is Verdict.UP_TO_EPSILON:
             measured = {float(c): as_it_is.deviation(exponents, c) for c in scales}
         deviation = max(numbers.deviation(exponents, c) for c in (factor, 1 / factor))
-        checks.append(Check(symmetry, deviation, measured, _orthogonality(numbers, exponents, gradients)))
+        checks.append(
+            Check(symmetry, deviation, numbers.tolerance, measured, _orthogonality(numbers, exponents, gradients))
+        )
     return Confirmation(tuple(checks), tuple(_observed(numbers, report, gradients)))
 
 
@@ -261,8 +275,8 @@ def _observed(numbers: Numbers, report: SymmetryReport, gradients: Sequence[Mapp
         exponents = {index[member]: Fraction(1) for member in used}
         if not exponents or report.verdict(used) in (Verdict.EXACT, Verdict.UP_TO_EPSILON):
             continue
-        if _orthogonality(numbers, exponents, gradients) > TOLERANCE:
+        if _orthogonality(numbers, exponents, gradients) > numbers.tolerance:
             continue
-        if max(numbers.deviation(exponents, c) for c in (FACTOR, 1 / FACTOR)) <= TOLERANCE:
+        if max(numbers.deviation(exponents, c) for c in (FACTOR, 1 / FACTOR)) <= numbers.tolerance:
             found.append(name)
     return found

@@ -1,16 +1,18 @@
 """The space of rescaling symmetries of a model, and questions about it."""
 
 import json
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import cached_property
+from math import gcd, lcm
 from typing import TYPE_CHECKING, Any
 
 from .graph import Place
-from .linear_form import LinearForm, Vector, null_space, row_echelon
+from .linear_form import LinearForm, Vector, null_space, reduced, row_echelon
 from .operation import Equation, Kind
 from .propagation import System
 from .remedies import remedy
@@ -135,7 +137,7 @@ class SymmetryReport:
         for up_to_epsilon, verdict in ((False, Verdict.EXACT), (True, Verdict.UP_TO_EPSILON)):
             space = self.space(up_to_epsilon)
             spanned = Span(vector for vector, _ in found)
-            candidates = [*self._single(space), *self._of_modules(space), *space]
+            candidates = [*self._single(space), *self._of_modules(space), *smallest(space)]
             found += [(vector, verdict) for vector in candidates if spanned.extend(vector)]
         return tuple(Symmetry(self._named(vector), verdict) for vector, verdict in found)
 
@@ -305,6 +307,34 @@ class SymmetryReport:
         from .presentation import as_text
 
         return as_text(self)
+
+
+def smallest(space: Sequence[Vector], orders: int = 24, seed: int = 0) -> list[Vector]:
+    """Vectors of a space with supports that hold no smaller one, those of the fewest parameters first.
+
+    Each order of the variables gives a reduced basis of such vectors; there may be more than a few orders show.
+
+    Args:
+        space: A basis.
+        orders: How many orders are tried beside the given one and its reverse.
+        seed: Of the orders.
+    """
+    variables = sorted({v for vector in space for v in vector})
+    generator = random.Random(seed)
+    found: dict[tuple[tuple[int, Fraction], ...], None] = {}
+    for order in (variables, variables[::-1], *(generator.sample(variables, len(variables)) for _ in range(orders))):
+        for vector in reduced(space, order):
+            found[tuple(sorted(_whole(vector).items()))] = None
+    ordered = sorted(found, key=lambda vector: (len(vector), sum(abs(q) for _, q in vector), vector))
+    return [dict(vector) for vector in ordered]
+
+
+def _whole(vector: Vector) -> Vector:
+    """The multiple with coprime whole numbers of which the first is positive."""
+    multiple = Fraction(lcm(*(q.denominator for q in vector.values())), 1)
+    multiple /= gcd(*(int(q * multiple) for q in vector.values()))
+    first = vector[min(vector)]
+    return {v: q * (multiple if first > 0 else -multiple) for v, q in vector.items()}
 
 
 class Span:
