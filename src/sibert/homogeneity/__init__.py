@@ -9,7 +9,7 @@ map degrees or impose linear equations; the null space of the equations is the s
 `rules`.
 """
 
-from .analysis import analyze, assert_scale_invariant
+from .analysis import analyze, assert_scale_invariant, invariant_rows
 from .confirmation import Check, Confirmation
 from .graph import Place
 from .operation import Kind
@@ -28,4 +28,5 @@ __all__ = [
     "Verdict",
     "analyze",
     "assert_scale_invariant",
+    "invariant_rows",
 ]

@@ -11,7 +11,7 @@ from .graph import trace
 from .propagation import propagate
 from .rules import RULES
 from .slices import Slices
-from .symmetry import SymmetryReport
+from .symmetry import SymmetryReport, Verdict
 
 
 def analyze(
@@ -70,6 +70,49 @@ def analyze(
     if not numeric:
         return report
     return replace(report, confirmation=confirm(module, args, kwargs, select, report, seed, scales))
+
+
+def invariant_rows(
+    module: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: str | int | None = None,
+    loss: Callable[[Any], Any] | None = None,
+) -> dict[str, Verdict]:
+    """Say of which matrices, tables and kernels single rows may be rescaled, each on its own.
+
+    A row goes together with the entry of the bias of the same module, where there is one: the row of (W, b). One row
+    stands for all: the graph treats rows alike, unless it takes their axis apart.
+
+    Args:
+        module: As for `analyze`.
+        args: Example inputs.
+        kwargs: Example inputs by name.
+        output: The output that counts.
+        loss: Or from the output to what counts.
+
+    Returns:
+        The verdict on one row of each parameter with two or more axes, by its name.
+    """
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    rows: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1 and shape[0] > 1:
+            bias = f"{name.rpartition('.')[0]}.bias".lstrip(".")
+            partners = [bias] if bias != name and tuple(shapes.get(bias, ())) == tuple(shape[:1]) else []
+            rows[name] = [name, *partners]
+    slices = {part: Slices() for several in rows.values() for part in several}
+    report = analyze(module, args, kwargs, output=output, loss=loss, slices=slices, numeric=False)
+    return {
+        name: report.verdict([_first_part(report, part) for part in several])
+        for name, several in rows.items()
+        if name not in report.unused
+    }
+
+
+def _first_part(report: SymmetryReport, name: str) -> str:
+    return next(variable.name for variable in report.system.variables if variable.parameter == name)
 
 
 def _selection(output: str | int | None) -> Callable[[Any], Any]:

@@ -1,13 +1,15 @@
 """The report for people: symmetries as lists, modules as a tree coloured by verdict."""
 
+from collections.abc import Sequence
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.text import Text
 from rich.tree import Tree
 
-from .symmetry import Symmetry, Verdict
+from .symmetry import Blocker, Symmetry, Verdict
 
 if TYPE_CHECKING:
     from .symmetry import SymmetryReport
@@ -43,6 +45,25 @@ def as_renderable(report: "SymmetryReport") -> Group:
     if report.confirmation is not None:
         parts += _confirmation(report)
     return Group(*parts)
+
+
+def blockers(several: Sequence[Blocker]) -> Text:
+    """What forbids a rescaling, the same reason in several places told once."""
+    text = Text()
+    groups: dict[tuple[str, str, str], list[Blocker]] = {}
+    for blocker in several:
+        groups.setdefault((blocker.place.operation, blocker.reason, blocker.remedy), []).append(blocker)
+    for (operation, reason, remedy), members in groups.items():
+        first = members[0].place
+        source = f" ({Path(first.file).name}:{first.line})" if first.file else ""
+        text.append(f"  {operation}{source}: {reason}\n")
+        modules = list(dict.fromkeys(member.place.module for member in members if member.place.module))
+        if modules:
+            text.append(
+                f"    in {', '.join(modules[:3])}{f' and {len(modules) - 3} more' if len(modules) > 3 else ''}\n"
+            )
+        text.append(f"    remedy: {remedy}\n", "dim")
+    return text
 
 
 def tree(report: "SymmetryReport") -> Tree:

@@ -1,0 +1,85 @@
+"""A model of a folder's configuration, without its weights, and inputs on which it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+__all__ = ["example_inputs", "model_of_folder"]
+
+BATCH, LENGTH = 2, 8
+
+
+def model_of_folder(folder: Path, *, head: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model that a folder describes, with random weights, and inputs for it.
+
+    Args:
+        folder: A run, or any folder with the `config.json` of a model that transformers knows.
+        head: With the head of the saved model; without it, the encoder alone.
+
+    Returns:
+        The model in evaluation mode, and its inputs by name.
+
+    Raises:
+        ValueError: If the folder has no configuration, or none that transformers knows.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give a finished run, or a folder with a model of transformers")
+    config = AutoConfig.from_pretrained(folder)
+    kind = _class_of(config) if head else AutoModel
+    model: PreTrainedModel = kind.from_config(config) if kind is AutoModel else kind(config)
+    if not head and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # what it gives is no part of the encoder
+    return model.eval(), example_inputs(model)
+
+
+def _class_of(config: PreTrainedConfig) -> Any:
+    import sibert.models
+
+    names = config.architectures or []
+    for name in names:
+        kind = getattr(sibert.models, name, None) or getattr(transformers, name, None)
+        if kind is not None:
+            return kind
+    raise ValueError(f"the configuration names no class that transformers has (architectures: {names})")
+
+
+def example_inputs(model: PreTrainedModel) -> dict[str, Any]:
+    """Inputs of the kind that a model takes: tokens, images or sound.
+
+    Args:
+        model: Of transformers.
+
+    Returns:
+        By name; a cache is turned off where there is one.
+
+    Raises:
+        ValueError: If the model takes something else.
+    """
+    config, name = model.config, model.main_input_name
+    generator = torch.Generator().manual_seed(0)
+    inputs: dict[str, Any] = {}
+    text = config.get_text_config()
+    if name == "input_ids":
+        high = text.vocab_size
+        inputs["input_ids"] = torch.randint(min(5, high - 1), high, (BATCH, LENGTH), generator=generator)
+        if config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = inputs["input_ids"].flip(0)
+    if name == "pixel_values" or hasattr(config, "vision_config"):
+        vision = getattr(config, "vision_config", config)
+        size = getattr(vision, "image_size", None) or 64
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        inputs["pixel_values"] = torch.randn(BATCH, vision.num_channels, height, width, generator=generator)
+    if name == "input_values":
+        inputs["input_values"] = torch.randn(BATCH, 4000, generator=generator)
+    if not inputs:
+        raise ValueError(
+            f"{type(model).__name__} takes {name}, for which there are no example inputs: give "
+            "package.module:function instead, a function that returns the model and its inputs"
+        )
+    if getattr(text, "use_cache", False):
+        inputs["use_cache"] = False
+    return inputs
