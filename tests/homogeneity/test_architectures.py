@@ -46,9 +46,9 @@ from transformers import (
 
 from sibert.homogeneity import Verdict, analyze
 
-TEXT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-SPECIAL = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
-VISION = dict(hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16)
+TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+VISION = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 16}
 IDS = torch.randint(5, 50, (2, 6), generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SOUND = torch.randn(1, 400, generator=torch.Generator().manual_seed(0))
@@ -79,17 +79,17 @@ class Architecture:
 
 
 def deberta() -> nn.Module:
-    relative = dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=4)
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4}
     return DebertaV2Model(DebertaV2Config(**TEXT, **relative))
 
 
 def clip() -> nn.Module:
-    text = dict(TEXT, num_hidden_layers=1, **SPECIAL)
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=dict(VISION, num_hidden_layers=1), projection_dim=8))
+    text = {**TEXT, "num_hidden_layers": 1, **SPECIAL}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config={**VISION, "num_hidden_layers": 1}, projection_dim=8))
 
 
 def wav2vec2() -> nn.Module:
-    convolutions = dict(conv_dim=[8, 8], conv_stride=[5, 2], conv_kernel=[10, 3], num_feat_extract_layers=2)
+    convolutions = {"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_feat_extract_layers": 2}
     return Wav2Vec2Model(
         Wav2Vec2Config(**TEXT, **convolutions, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -56,7 +57,7 @@ def analyze(
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     if output is not None and loss is not None:
         raise ValueError("give either output or loss: both say what counts")
-    args = args if isinstance(args, tuple | list) else (args,)
+    args = _tuple(args)
     kwargs = dict(kwargs or {})
     divided = dict(slices or {})
     known = {name for name, _ in module.named_parameters()}
@@ -66,6 +67,9 @@ def analyze(
         )
     select = loss or _selection(output)
     graph = trace(module, args, kwargs, select, RULES.__contains__)
+    if output is not None:
+        renamed = {path.replace("output", str(output), 1): node for path, node in graph.outputs.items()}
+        graph = replace(graph, outputs=renamed)
     report = SymmetryReport(propagate(graph, divided), _modules(module))
     if not numeric:
         return report
@@ -82,8 +86,8 @@ def invariant_rows(
 ) -> dict[str, Verdict]:
     """Say of which matrices, tables and kernels single rows may be rescaled, each on its own.
 
-    A row goes together with the entry of the bias of the same module, where there is one: the row of (W, b). One row
-    stands for all: the graph treats rows alike, unless it takes their axis apart.
+    A row goes together with the entry of the bias of the same module, where there is one: the row of (W, b). The first
+    row, one of the middle and the last stand for all, which the graph treats alike unless it takes their axis apart.
 
     Args:
         module: As for `analyze`.
@@ -102,17 +106,17 @@ def invariant_rows(
             bias = f"{name.rpartition('.')[0]}.bias".lstrip(".")
             partners = [bias] if bias != name and tuple(shapes.get(bias, ())) == tuple(shape[:1]) else []
             rows[name] = [name, *partners]
-    slices = {part: Slices() for several in rows.values() for part in several}
-    report = analyze(module, args, kwargs, output=output, loss=loss, slices=slices, numeric=False)
-    return {
-        name: report.verdict([_first_part(report, part) for part in several])
-        for name, several in rows.items()
-        if name not in report.unused
-    }
-
-
-def _first_part(report: SymmetryReport, name: str) -> str:
-    return next(variable.name for variable in report.system.variables if variable.parameter == name)
+    parts = dict.fromkeys(part for several in rows.values() for part in several)
+    graph = trace(module, _tuple(args), dict(kwargs or {}), loss or _selection(output), RULES.__contains__)
+    verdicts: dict[str, Verdict] = {}
+    for share in (0, Fraction(1, 3), 1):
+        slices = {part: Slices(index=int(share * (shapes[part][0] - 1))) for part in parts}
+        report = SymmetryReport(propagate(graph, slices), {})
+        unused = {variable.parameter for i, variable in enumerate(report.system.variables) if i in report.system.unused}
+        for name in rows.keys() - unused:
+            verdict = report.verdict([slices[part].labels(part, shapes[part])[1][0] for part in rows[name]])
+            verdicts[name] = max(verdict, verdicts.get(name, verdict), key=list(Verdict).index)
+    return {name: verdicts[name] for name in rows if name in verdicts}
 
 
 def _selection(output: str | int | None) -> Callable[[Any], Any]:
@@ -127,6 +131,10 @@ def _selection(output: str | int | None) -> Callable[[Any], Any]:
             raise ValueError(f"the module's output has no part {output!r}") from error
 
     return select
+
+
+def _tuple(args: Any) -> tuple[Any, ...]:
+    return tuple(args) if isinstance(args, tuple | list) else (args,)
 
 
 def _modules(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -165,6 +173,5 @@ def assert_scale_invariant(
     if not report.is_scale_invariant(names, up_to_epsilon=up_to_epsilon):
         blockers = report.blockers(names, up_to_epsilon=up_to_epsilon)
         lines = "\n".join(f"  {blocker}; remedy: {blocker.remedy}" for blocker in blockers)
-        raise AssertionError(
-            f"scaling {names} is not proved to leave the outputs unchanged ({len(blockers)} reasons):\n{lines}"
-        )
+        claim = f"scaling {names} is not proved to leave the outputs unchanged"
+        raise AssertionError(f"{claim}. What forbids it:\n{lines}")

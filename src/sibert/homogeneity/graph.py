@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_unflatten
 
 TORCH = str(Path(torch.__file__).parent)
+HERE = str(Path(__file__).parent)
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -85,7 +87,8 @@ def operation_name(target: Any) -> str:
 def place(node: fx.Node) -> Place:
     """Where a node comes from."""
     frames = FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not frame[0].startswith(TORCH)] or frames
+    own = [frame for frame in frames if not frame[0].startswith((TORCH, HERE))]
+    own = own or [frame for frame in frames if not frame[0].startswith(HERE)]
     file, line = own[-1] if own else ("", "0")
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     module = str(stack[-1][0]) if stack else ""
@@ -124,6 +127,12 @@ def trace(
         warnings.simplefilter("ignore")
         program = _exported(Selected(module, select), args, kwargs)
         program = _decomposed(program, has_rule)
+    for node in program.graph.nodes:
+        for value in tree_leaves(node.meta.get("val")):
+            if isinstance(value, Tensor) and any(not isinstance(size, int) for size in value.shape):
+                raise ValueError(
+                    f"the shape of the result of {place(node)} depends on values; only fixed shapes are analysed"
+                )
     return _named(program, module)
 
 
@@ -210,8 +219,8 @@ def _outputs(program: ExportedProgram) -> dict[str, fx.Node]:
 def _paths(program: ExportedProgram, count: int) -> list[str]:
     """Names of the outputs, such as `logits` or `0`."""
     spec = program.call_spec.out_spec
-    placeholders = torch.utils._pytree.tree_unflatten(list(range(count)), spec)
-    keys, _ = torch.utils._pytree.tree_flatten_with_path(placeholders)
+    placeholders = tree_unflatten(list(range(count)), spec)
+    keys, _ = tree_flatten_with_path(placeholders)
     return [_readable(path) or "output" for path, _ in keys]
 
 

@@ -36,7 +36,7 @@ class Slices:
         if self.blocks is not None:
             if self.blocks < 1 or size % self.blocks:
                 raise ValueError(
-                    f"axis {axis} of {name} has length {size}, which is no multiple of {self.blocks} blocks"
+                    f"axis {axis} of {name} has length {size}: that is no multiple of {self.blocks} blocks"
                 )
             length = size // self.blocks
             names = [f"{name}[{prefix}{i * length}:{(i + 1) * length}]" for i in range(self.blocks)]

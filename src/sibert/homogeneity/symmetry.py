@@ -233,18 +233,18 @@ class SymmetryReport:
         return found
 
     def invariant_groups(self, *, up_to_epsilon: bool = False) -> list[tuple[str, ...]]:
-        """Parameters that may be rescaled each on its own, then modules that may and do not consist of such.
+        """Parameters that may be rescaled each on its own, then modules that may, as far as they add something.
 
         Groups may overlap.
+
+        Args:
+            up_to_epsilon: Count epsilons as 0.
         """
         space = self.space(up_to_epsilon)
-        groups = [tuple(self._named(vector)) for vector in self._single(space)]
-        singles = {name for group in groups for name in group}
-        for vector in self._of_modules(space):
-            names = tuple(self._named(vector))
-            if not set(names) <= singles and names not in groups:
-                groups.append(names)
-        return groups
+        singles = list(self._single(space))
+        spanned = Span(singles)
+        modules = [vector for vector in self._of_modules(space) if spanned.extend(vector)]
+        return [tuple(self._named(vector)) for vector in [*singles, *modules]]
 
     def degree(self, names: Names | Mapping[str, Any], output: str | None = None) -> Fraction | None:
         """The k in f(c w) = c^k f(w) for scaling parameters together; epsilons count as 0.
