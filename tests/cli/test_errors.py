@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from sibert.cli import app as cli
 from sibert.training.checkpoints import mark_complete
 
 
@@ -37,20 +36,6 @@ def text_folder(tmp_path):
         turned = words[number % 7 :] + words[: number % 7]
         (folder / f"{number}.txt").write_text(" ".join(turned * 12) + f" number {number}.\n")
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["sibert", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return call
 
 
 SMALL = [
