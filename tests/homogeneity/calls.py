@@ -15,6 +15,7 @@ I63 = torch.tensor([[0, 2], [1, 0], [5, 3]])
 ROWS = torch.tensor([2, 0, 2, 1])
 TARGET = torch.tensor([1, 0, 5])
 MASK = torch.tensor([[True, False, True, True, False, True]] * 2 + [[False] * 3 + [True] * 3])
+SPHERE = torch.linspace(-0.9, 0.9, 6, dtype=torch.float64).reshape(1, 2, 1, 1, 3)
 KERNEL = torch.linspace(-1.0, 1.0, 2 * 2 * 3, dtype=torch.float64).reshape(2, 2, 3)
 
 
@@ -226,6 +227,16 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "upsample_linear1d": lambda h, g: F.interpolate(h[None], scale_factor=2, mode="linear"),
     "upsample_bilinear2d": lambda h, g: F.interpolate(image(h), scale_factor=2, mode="bilinear"),
     "upsample_bicubic2d": lambda h, g: F.interpolate(image(h), scale_factor=2, mode="bicubic"),
+    "grid_sampler_2d": lambda h, g: F.grid_sample(
+        image(h), torch.tanh(g[:, :2]).reshape(1, 3, 1, 2), align_corners=True
+    ),
+    "grid_sampler_3d": lambda h, g: F.grid_sample(volume(h), SPHERE, align_corners=True),
+    "fft": lambda h, g: torch.fft.fft(h).abs() + torch.fft.fft2(g).imag.abs(),
+    "inverse fft": lambda h, g: torch.fft.irfft(torch.fft.rfft(h) * 1j),
+    "fft of complex numbers": lambda h, g: torch.view_as_real(
+        torch.fft.ifft(torch.view_as_complex(h.reshape(3, 3, 2)))
+    ),
+    "real": lambda h, g: torch.fft.fft(h).real,
     "cosine_similarity": lambda h, g: F.cosine_similarity(h, g, eps=0.0),
     "pairwise_distance": lambda h, g: F.pairwise_distance(h, g, eps=0.0),
     "cdist": lambda h, g: torch.cdist(h, g),
@@ -302,6 +313,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "triu": lambda h, g: h.triu(1),
     "unfold": lambda h, g: h.unfold(1, 3, 2),
     "im2col": lambda h, g: F.unfold(image(h), 2),
+    "col2im": lambda h, g: F.fold(h[:2, :4].reshape(1, 4, 2), (3, 2), (2, 2)),
     "pixel_shuffle": lambda h, g: F.pixel_shuffle(torch.cat([image(h), image(g)], 1), 2),
     "pixel_unshuffle": lambda h, g: F.pixel_unshuffle(h[None, :2], 2),
     "cat": lambda h, g: torch.cat([h, g], 1),

@@ -142,7 +142,7 @@ def shared_axes(op: Operation, edges: Sequence[Edge]) -> frozenset[int]:
 @rule("_to_copy", reason="conversion keeps the value of a number", is_pointwise=True)
 def convert(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
     """A number stays what it is; whole numbers and truth values do not scale."""
-    if op.result.is_floating_point() or not x.dtype.is_floating_point:
+    if not x.dtype.is_floating_point or op.result.is_floating_point() or op.result.is_complex():
         return _keep(op, x)
     if op.result.dtype != torch.bool:
         op.zero(x.degree, "rounding to whole numbers is not homogeneous")

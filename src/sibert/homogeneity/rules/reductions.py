@@ -186,6 +186,19 @@ def upsample(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
     return op.edge(op.same_along(x.degree, range(2, x.rank), EQUAL))
 
 
+@rule("grid_sampler_2d", "grid_sampler_3d", reason="linear in the image")
+def sample(op: Operation, x: Edge, grid: Edge, *_: Any) -> Edge:
+    """Keeps the degree; the places may not scale."""
+    op.zero(grid.degree, "places in an image may not scale")
+    return op.edge(op.same_along(x.degree, range(2, x.rank), EQUAL))
+
+
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r", reason="linear")
+def fourier_transform(op: Operation, x: Edge, dim: Sequence[int], *_: Any) -> Edge:
+    """Keeps the degree, which has to be the same along the transformed axes."""
+    return op.edge(op.same_along(x.degree, axes_of(x, dim), EQUAL))
+
+
 @rule("cosine_similarity", reason="a cosine does not depend on lengths")
 def cosine_similarity(op: Operation, x: Edge, y: Edge, dim: int = 1, eps: float = 1e-8) -> Edge:
     """Degree 0, up to its epsilon."""

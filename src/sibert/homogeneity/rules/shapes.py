@@ -168,7 +168,18 @@ def triangle(op: Operation, x: Edge, *arguments: int) -> Edge:
     return op.edge(x.degree, is_nonnegative=x.is_nonnegative)
 
 
-@rule("unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", reason="the same entries")
+@rule("view_as_real", "view_as_complex", reason="the same numbers")
+def of_complex_numbers(op: Operation, x: Edge) -> Edge:
+    """The degree of the number."""
+    degree = x.degree
+    if op.place.operation == "view_as_real":
+        degree = degree.insert(degree.rank)
+    elif op.place.operation == "view_as_complex":
+        degree = op.same_along(degree, [degree.rank - 1], EQUAL).drop(degree.rank - 1)
+    return op.edge(degree)
+
+
+@rule("unfold", "im2col", "col2im", "pixel_shuffle", "pixel_unshuffle", reason="the same entries, or sums of them")
 def rearranged(op: Operation, x: Edge, *_: Any, **__: Any) -> Edge:
     """One degree for all entries."""
     degree = op.same_along(x.degree, range(x.rank), EQUAL)
