@@ -7,6 +7,7 @@ import typer.main
 
 import sibert
 from sibert.cli.app import app
+from sibert.homogeneity.rules import as_table
 from sibert.models import SIZES
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,13 @@ def test_every_command_and_option_is_documented_and_no_other():
         if option.startswith("--")
     }
     assert set(re.findall(r"`(--[a-z-]+)`", page)) == options - {"--help"}
+
+
+def test_the_table_of_rules_is_that_of_the_code():
+    page = (ROOT / "docs" / "concepts" / "rules.md").read_text(encoding="utf-8")
+    assert page.endswith(as_table() + "\n"), (
+        "write sibert.homogeneity.rules.as_table() to the end of docs/concepts/rules.md"
+    )
 
 
 def test_the_sizes_of_the_training_guide_are_those_of_the_code():

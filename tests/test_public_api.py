@@ -31,6 +31,10 @@ PUBLIC = {
         "affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "rotary_positions", "rotate",
         "unit_rows",
     },
+    "sibert.homogeneity": {
+        "Blocker", "Check", "Confirmation", "Kind", "Place", "Slices", "Symmetry", "SymmetryReport", "Verdict",
+        "analyze", "assert_scale_invariant", "invariant_rows",
+    },
     "sibert.optim": {
         "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",
         "Schedule", "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",
@@ -93,7 +97,7 @@ def test_a_top_level_name_is_the_object_of_its_subpackage(name):
     assert getattr(sibert, name) is getattr(owners[0], name)
 
 
-@pytest.mark.parametrize("part", ["sibert.optim", "sibert.ops"])
+@pytest.mark.parametrize("part", ["sibert.optim", "sibert.ops", "sibert.homogeneity"])
 def test_optimizers_and_tensor_functions_import_torch_alone(part):
     loaded = packages_loaded_by(part)
     assert "torch" in loaded

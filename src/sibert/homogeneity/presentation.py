@@ -68,25 +68,39 @@ def blockers(several: Sequence[Blocker]) -> Text:
 
 def tree(report: "SymmetryReport") -> Tree:
     """Modules and parameters, each with the verdict on scaling it by itself."""
-    root = Tree(
-        Text.assemble(
-            "each part scaled by itself:  ",
-            *(piece for v in Verdict for piece in ((f"{MARKS[v]} {v}", COLOURS[v]), "   ")),
-        )
-    )
-    branches = {"": root}
-    for path in sorted(report.modules, key=lambda path: path.split(".")):
-        if path:
-            parent = path.rpartition(".")[0]
-            while parent not in branches:
-                parent = parent.rpartition(".")[0]
-            branches[path] = branches[parent].add(_node(report, path, path[len(parent) :].lstrip(".")))
-    for name in report.names:
-        parent = name.rpartition(".")[0]
-        while parent not in branches:
-            parent = parent.rpartition(".")[0]
-        branches[parent].add(_node(report, name, name[len(parent) :].lstrip(".")))
+    legend = [piece for verdict in Verdict for piece in ("   ", (f"{MARKS[verdict]} {verdict}", COLOURS[verdict]))]
+    root = Tree(Text.assemble("each part scaled by itself:", *legend))
+    _grow(root, report, "", "")
     return root
+
+
+def _grow(branch: Tree, report: "SymmetryReport", path: str, shown: str) -> None:
+    """Add what a module holds; a module that holds nothing but one other is shown together with that."""
+    own = [name for name in report.names if _parent(name, report) == path]
+    inside = [child for child in report.modules if child and child != path and _parent(child, report) == path]
+    if path and len(inside) == 1 and not own:
+        _grow(branch, report, inside[0], shown)
+        return
+    if path:
+        label = _node(report, path, path[len(shown) :].lstrip("."))
+        if not inside:
+            for name in own:
+                label.append("  ").append(_node(report, name, name[len(path) :].lstrip(".")))
+            branch.add(label)
+            return
+        branch = branch.add(label)
+    for name in own:
+        branch.add(_node(report, name, name[len(path) :].lstrip(".")))
+    for child in inside:
+        _grow(branch, report, child, path)
+
+
+def _parent(name: str, report: "SymmetryReport") -> str:
+    """The path of the innermost module around a module or parameter."""
+    parent = name.partition("[")[0].rpartition(".")[0]
+    while parent and parent not in report.modules:
+        parent = parent.rpartition(".")[0]
+    return parent
 
 
 def _node(report: "SymmetryReport", name: str, label: str) -> Text:

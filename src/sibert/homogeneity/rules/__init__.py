@@ -6,7 +6,7 @@ along axes (`reductions`), products (`contractions`), `normalisations`, `shapes`
 """
 
 from . import contractions, indexing, losses, normalisations, pointwise, reductions, shapes
-from .registry import RULES, Rule, rule
+from .registry import RULES, Rule, as_table, rule
 
-__all__ = ["RULES", "Rule", "rule"]
+__all__ = ["RULES", "Rule", "as_table", "rule"]
 _FAMILIES = (contractions, indexing, losses, normalisations, pointwise, reductions, shapes)

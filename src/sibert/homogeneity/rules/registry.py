@@ -45,3 +45,15 @@ def put(operations: Iterable[str], family: str, reason: str, apply: Apply, is_po
         name = operation if "." in operation else f"aten.{operation}"
         assert name not in RULES, name
         RULES[name] = Rule(name, family, reason, apply, is_pointwise)
+
+
+def as_table() -> str:
+    """All rules as Markdown, by family; operations with the same reason in one row."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for one in RULES.values():
+        rows.setdefault((one.family, one.reason), []).append(f"`{one.operation.removeprefix('aten.')}`")
+    lines = [
+        f"| {family} | {', '.join(names)} | {reason.replace('|', chr(92) + '|')} |"
+        for (family, reason), names in rows.items()
+    ]
+    return "\n".join(["| family | operations | reason |", "|---|---|---|", *lines])
