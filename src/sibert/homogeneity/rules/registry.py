@@ -50,7 +50,7 @@ def put(operations: Iterable[str], family: str, reason: str, apply: Apply, is_po
 def as_table() -> str:
     """All rules as Markdown, by family; operations with the same reason in one row."""
     rows: dict[tuple[str, str], list[str]] = {}
-    for one in RULES.values():
+    for one in sorted(RULES.values(), key=lambda one: (one.family, one.operation)):
         rows.setdefault((one.family, one.reason), []).append(f"`{one.operation.removeprefix('aten.')}`")
     lines = [
         f"| {family} | {', '.join(names)} | {reason.replace('|', chr(92) + '|')} |"
