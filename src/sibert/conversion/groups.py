@@ -1,0 +1,91 @@
+"""Groups of a converted module for optimizers: directions for ClippedSGD, the small rest for an adaptive one."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sibert.conversion.convert import converted_weights
+from sibert.optim import ClippedSGD, Hybrid, InvariantGroup
+from sibert.optim.updates import Implementation
+
+__all__ = ["build_optimizer", "param_groups", "scale_invariant_groups"]
+
+
+def scale_invariant_groups(module: nn.Module) -> dict[str, InvariantGroup]:
+    """The directions of a converted module: each row, or each weight, is invariant on its own.
+
+    Args:
+        module: After `make_scale_invariant`.
+
+    Returns:
+        By the name of the weight.
+    """
+    aliases: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        aliases.setdefault(parameter, []).append(name)
+    return {
+        weight.names[0]: InvariantGroup(
+            [(name, weight.direction) for name in aliases[weight.direction]],
+            weight.parametrisation.granularity == "row",
+        )
+        for weight in converted_weights(module)
+    }
+
+
+def param_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Groups of all trainable parameters: a group for each converted weight, and the rest.
+
+    Args:
+        module: After `make_scale_invariant`.
+
+    Returns:
+        {"name", "params": [(name, parameter), ...], "scale_invariant", "rows"}: the directions first; then, named
+        "rest", gains, biases, norms and what was not converted.
+
+    Raises:
+        ValueError: If nothing in the module was converted.
+    """
+    groups = scale_invariant_groups(module)
+    if not groups:
+        raise ValueError("nothing in the module was converted: call make_scale_invariant first")
+    directions = {parameter for group in groups.values() for _, parameter in group.members}
+    found: list[dict[str, Any]] = [
+        {"name": name, "params": group.members[:1], "scale_invariant": True, "rows": group.rows}
+        for name, group in groups.items()
+        if group.members[0][1].requires_grad
+    ]
+    rest = [(name, p) for name, p in module.named_parameters() if p not in directions and p.requires_grad]
+    return [*found, {"name": "rest", "params": rest, "scale_invariant": False}] if rest else found
+
+
+def build_optimizer(
+    module: nn.Module,
+    *,
+    intrinsic_lr: float,
+    clip: float | None = 2.0,
+    rest_lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    implementation: Implementation | None = None,
+) -> Optimizer:
+    """ClippedSGD for the directions, without optimizer state for weights, and AdamW for the small rest.
+
+    Args:
+        module: After `make_scale_invariant`.
+        intrinsic_lr: eta * lambda of the directions.
+        clip: sqrt(C), see `sibert.optim.ClippedSGD`.
+        rest_lr: AdamW's learning rate of gains, biases and norms.
+        weight_decay: AdamW's, of the rest.
+        implementation: See `sibert.optim.ClippedSGD`.
+    """
+    import torch
+
+    groups = param_groups(module)
+    directions = [group for group in groups if group["scale_invariant"]]
+    rest = [group for group in groups if not group["scale_invariant"]]
+    optimizers: list[Optimizer] = []
+    if directions:
+        optimizers.append(ClippedSGD(directions, clip=clip, intrinsic_lr=intrinsic_lr, implementation=implementation))
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, lr=rest_lr, weight_decay=weight_decay))
+    return optimizers[0] if len(optimizers) == 1 else Hybrid(optimizers)
