@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from sibert import __version__
-from sibert.cli import check, fill_mask, pretrain, report
+from sibert.cli import check, convert, fill_mask, pretrain, report
 from sibert.cli.environment import show_environment
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("fill-mask")(fill_mask.fill_mask)
 app.command("report")(report.report)
 app.command("check")(check.check)
+app.command("convert")(convert.convert)
 app.command("env")(show_environment)
 
 

@@ -68,8 +68,12 @@ def _load(target: str, head: bool) -> tuple[Any, tuple[Any, ...], dict[str, Any]
         return _called(target)
     if not Path(target).is_dir():
         raise ValueError(f"{target} is no folder: give a run, a folder with a model, or package.module:function")
-    from sibert.models.example_inputs import model_of_folder
+    from sibert.models.example_inputs import example_inputs, model_of_folder
+    from sibert.training.converted import is_converted, load_converted
 
+    if is_converted(Path(target)):
+        model = load_converted(target)
+        return model, (), example_inputs(model)
     model, inputs = model_of_folder(Path(target), head=head)
     return model, (), inputs
 

@@ -7,9 +7,10 @@ optimizer = build_optimizer(model, intrinsic_lr=1e-4)
 fold(model)                                           # plain weights again
 """
 
-from sibert.conversion.convert import Converted, converted_weights, fold, make_scale_invariant
+from sibert.conversion.convert import fold, make_scale_invariant
 from sibert.conversion.direction import Direction
 from sibert.conversion.groups import build_optimizer, param_groups, scale_invariant_groups
+from sibert.conversion.weights import Converted, converted_weights
 
 __all__ = [
     "Converted",

@@ -1,17 +1,18 @@
 """Make the weights of any module scale invariant, without changing what it computes; and back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sibert.conversion.direction import Direction, Granularity
+from sibert.conversion.saving import save_as_before, save_plain_weights
+from sibert.conversion.weights import lists, places
 
-__all__ = ["converted_weights", "fold", "make_scale_invariant"]
+__all__ = ["fold", "make_scale_invariant"]
 
 Patterns = str | Iterable[str]
 
@@ -89,6 +90,7 @@ def make_scale_invariant(
         _check(parameter, several)
     for parameter, several in chosen:
         _replace(parameter, several, granularity)
+    save_plain_weights(module)
     return module
 
 
@@ -193,62 +195,11 @@ def _replace(parameter: nn.Parameter, uses: list[Use], granularity: Granularity)
     for use in others:
         assert use.axis is not None
         parametrize.register_parametrization(use.module, use.name, Direction(granularity, use.axis))
-        _lists(use.module)[use.name] = shared
-
-
-def _lists(module: nn.Module) -> nn.ModuleDict:
-    lists = module.parametrizations
-    assert isinstance(lists, nn.ModuleDict)
-    return lists
+        lists(use.module)[use.name] = shared
 
 
 def _list_of(use: Use) -> nn.Module:
-    return _lists(use.module)[use.name]
-
-
-# What is converted -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A weight that was converted.
-
-    Attributes:
-        names: Of the weight in all its places, before the conversion.
-        gain: [R] or [].
-        direction: v [R, ...].
-        parametrisation: Which has the granularity.
-    """
-
-    names: tuple[str, ...]
-    gain: nn.Parameter
-    direction: nn.Parameter
-    parametrisation: Direction
-
-
-def converted_weights(module: nn.Module) -> list[Converted]:
-    """All weights of a module that were converted, tied ones once.
-
-    Args:
-        module: After `make_scale_invariant`.
-    """
-    found: dict[int, tuple[list[str], Any]] = {}
-    for path, name, several in _places(module):
-        names, _ = found.setdefault(id(several), ([], several))
-        names.append(f"{path}.{name}".lstrip("."))
-    return [
-        Converted(tuple(names), several.original0, several.original1, several[0]) for names, several in found.values()
-    ]
-
-
-def _places(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    for path, part in module.named_modules(remove_duplicate=True):
-        if not parametrize.is_parametrized(part):
-            continue
-        for name, several in _lists(part).items():
-            assert isinstance(several, parametrize.ParametrizationList)
-            if len(several) == 1 and isinstance(several[0], Direction):
-                yield path, name, several
+    return lists(use.module)[use.name]
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -263,13 +214,14 @@ def fold(module: nn.Module) -> nn.Module:
     Raises:
         ValueError: If nothing in it was converted.
     """
-    places = [(module.get_submodule(path), name, several) for path, name, several in _places(module)]
-    if not places:
+    converted = [(module.get_submodule(path), name, several) for path, name, several in places(module)]
+    if not converted:
         raise ValueError("nothing in the module was converted, so there is nothing to fold")
     folded: dict[int, Tensor] = {}
-    for part, name, several in places:
+    for part, name, several in converted:
         parametrize.remove_parametrizations(part, name, leave_parametrized=True)
         tied = folded.setdefault(id(several), getattr(part, name))
         if tied is not getattr(part, name):
             setattr(part, name, tied)
+    save_as_before(module)
     return module

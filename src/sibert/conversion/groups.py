@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sibert.conversion.convert import converted_weights
+from sibert.conversion.weights import converted_weights
 from sibert.optim import ClippedSGD, Hybrid, InvariantGroup
 from sibert.optim.updates import Implementation
 

@@ -1,14 +1,15 @@
 """A model of a folder's configuration, without its weights, and inputs on which it runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-__all__ = ["example_inputs", "model_of_folder"]
+__all__ = ["class_of", "example_inputs", "model_of_folder"]
 
 BATCH, LENGTH = 2, 8
 
@@ -29,22 +30,29 @@ def model_of_folder(folder: Path, *, head: bool = False) -> tuple[nn.Module, dic
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: give a finished run, or a folder with a model of transformers")
     config = AutoConfig.from_pretrained(folder)
-    kind = _class_of(config) if head else AutoModel
+    kind = class_of(config.architectures) if head else AutoModel
     model: PreTrainedModel = kind.from_config(config) if kind is AutoModel else kind(config)
     if not head and getattr(model, "pooler", None) is not None:
         model.pooler = None  # what it gives is no part of the encoder
     return model.eval(), example_inputs(model)
 
 
-def _class_of(config: PreTrainedConfig) -> Any:
+def class_of(architectures: Sequence[str] | None) -> Any:
+    """The class that saved a model.
+
+    Args:
+        architectures: Names of classes, as in a configuration.
+
+    Raises:
+        ValueError: If neither transformers nor we have it.
+    """
     import sibert.models
 
-    names = config.architectures or []
-    for name in names:
+    for name in architectures or []:
         kind = getattr(sibert.models, name, None) or getattr(transformers, name, None)
         if kind is not None:
             return kind
-    raise ValueError(f"the configuration names no class that transformers has (architectures: {names})")
+    raise ValueError(f"the configuration names no class that transformers has (architectures: {architectures})")
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Any]:

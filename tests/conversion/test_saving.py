@@ -1,0 +1,159 @@
+"""Converted models are saved as plain ones; folders with gains and directions are opened knowingly or not at all."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+from sibert.conversion import converted_weights, fold, make_scale_invariant
+from sibert.conversion.saving import folded_state_dict
+from sibert.training import convert_folder, load_converted
+
+TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+IDS = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def bert():
+    torch.manual_seed(0)
+    return BertForMaskedLM(BertConfig(**TEXT)).eval()
+
+
+@pytest.fixture
+def folder(bert, tmp_path):
+    bert.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_save_pretrained_writes_plain_weights(bert, tmp_path):
+    make_scale_invariant(bert)
+    with torch.no_grad():
+        for weight in converted_weights(bert):
+            weight.direction.add_(torch.randn_like(weight.direction), alpha=0.01)
+    bert.save_pretrained(tmp_path)
+    opened, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    torch.testing.assert_close(logits(opened), logits(bert), rtol=1e-5, atol=1e-5)
+    assert type(opened) is BertForMaskedLM
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+
+
+def test_state_that_is_handed_over_is_folded_too(bert, tmp_path):
+    make_scale_invariant(bert)
+    state = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
+    before = logits(bert)
+    with torch.no_grad():
+        for parameter in bert.parameters():
+            parameter.zero_()
+    bert.save_pretrained(tmp_path, state_dict=state)
+    torch.testing.assert_close(logits(AutoModelForMaskedLM.from_pretrained(tmp_path)), before, rtol=1e-5, atol=1e-5)
+
+
+def test_folded_state_has_the_names_of_the_plain_model(bert):
+    plain = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
+    make_scale_invariant(bert)
+    state = folded_state_dict(bert)
+    assert state.keys() == plain.keys()
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, plain[name], rtol=1e-6, atol=1e-7)
+
+
+def test_gains_and_directions_on_request(bert, tmp_path):
+    make_scale_invariant(bert)
+    with torch.no_grad():
+        for weight in converted_weights(bert):
+            weight.direction.mul_(3.0)
+    bert.save_pretrained(tmp_path, fold=False)
+    opened = load_converted(tmp_path)
+    assert torch.equal(logits(opened), logits(bert))
+    for weight, other in zip(converted_weights(bert), converted_weights(opened), strict=True):
+        assert torch.equal(weight.direction, other.direction)
+        assert weight.names == other.names
+
+
+@pytest.mark.parametrize("open_it", [AutoModel.from_pretrained, AutoModelForMaskedLM.from_pretrained])
+def test_auto_classes_refuse_gains_and_directions(bert, tmp_path, open_it):
+    make_scale_invariant(bert)
+    bert.save_pretrained(tmp_path, fold=False)
+    with pytest.raises(ValueError, match="sibert_converted"):
+        open_it(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_models_own_class_finds_no_weights_to_start_from(bert, tmp_path):
+    make_scale_invariant(bert)
+    bert.save_pretrained(tmp_path, fold=False)
+    with pytest.raises(OSError, match="no file named"):
+        BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_after_folding_everything_is_as_before(bert, tmp_path):
+    make_scale_invariant(bert)
+    fold(bert)
+    assert type(bert) is BertForMaskedLM
+    bert.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForMaskedLM.from_pretrained(tmp_path)), logits(bert))
+
+
+@pytest.mark.parametrize("granularity", ["row", "matrix"])
+def test_folders_are_converted_and_checked(folder, tmp_path, granularity):
+    done = convert_folder(folder, tmp_path / "converted", granularity=granularity)
+    assert done.difference < 1e-5
+    assert set(done.proved.values()) == {"exact"}
+    assert set(done.proved) == set(done.names)
+    assert done.share > 0.8
+    torch.testing.assert_close(
+        logits(load_converted(tmp_path / "converted")),
+        logits(AutoModelForMaskedLM.from_pretrained(folder)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_tied_and_transposed_weights_of_gpt2(tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "gpt2")
+    done = convert_folder(tmp_path / "gpt2", tmp_path / "converted")
+    assert set(done.proved.values()) == {"exact"}
+    opened = load_converted(tmp_path / "converted")
+    tied = next(weight for weight in converted_weights(opened) if "transformer.wte.weight" in weight.names)
+    assert tied.names == ("transformer.wte.weight", "lm_head.weight")
+    torch.testing.assert_close(logits(opened), logits(model), rtol=1e-4, atol=1e-5)
+
+
+class TestCommand:
+    def test_convert_and_check(self, folder, tmp_path, run):
+        status, out, _ = run("convert", folder, tmp_path / "new")
+        assert status == 0
+        assert "each row of" in out
+        assert "outputs before and after differ by" in out
+        status, out, _ = run("check", tmp_path / "new", "--static", "-i", "*.original1")
+        assert status == 0
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["{folder}", "{folder}"], "exists and is not empty"),
+            (["{folder}/no", "{tmp}/new"], "has no config.json"),
+            (["{folder}", "{tmp}/new", "--granularity", "column"], "--granularity is row or matrix, got 'column'"),
+            (["{folder}", "{tmp}/new", "--exclude", "nothing"], "'nothing' matches no parameter"),
+        ],
+    )
+    def test_mistakes_leave_nothing(self, folder, tmp_path, run, words, message):
+        status, _, err = run("convert", *(word.format(folder=folder, tmp=tmp_path) for word in words))
+        assert status == 1
+        assert message in err
+        assert not (tmp_path / "new").exists()
+
+    def test_a_plain_folder_is_not_opened_as_converted(self, folder):
+        with pytest.raises(ValueError, match="holds no converted model"):
+            load_converted(folder)
