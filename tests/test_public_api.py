@@ -31,6 +31,10 @@ PUBLIC = {
         "affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "rotary_positions", "rotate",
         "unit_rows",
     },
+    "sibert.conversion": {
+        "Converted", "Direction", "build_optimizer", "converted_weights", "fold", "make_scale_invariant",
+        "param_groups", "scale_invariant_groups",
+    },
     "sibert.homogeneity": {
         "Blocker", "Check", "Confirmation", "Kind", "Place", "Slices", "Symmetry", "SymmetryReport", "Verdict",
         "analyze", "assert_scale_invariant", "invariant_rows",
@@ -41,8 +45,10 @@ PUBLIC = {
     },
     "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
     "sibert.training": {
+        "Conversion",
         "LossWindow", "MetricsFile", "PretrainRecipe", "PretrainTrainer", "ProgressCallback", "RunDirectory",
-        "SignalCallback", "build_model", "build_training_optimizer", "environment", "fill_masks", "latest_checkpoint",
+        "SignalCallback", "build_model", "build_training_optimizer", "convert_folder", "environment", "fill_masks",
+        "latest_checkpoint", "load_converted",
         "next_run_directory", "optimizer_state_bytes", "peak_memory_bytes", "run_pretraining",
     },
 }  # fmt: skip
@@ -97,7 +103,7 @@ def test_a_top_level_name_is_the_object_of_its_subpackage(name):
     assert getattr(sibert, name) is getattr(owners[0], name)
 
 
-@pytest.mark.parametrize("part", ["sibert.optim", "sibert.ops", "sibert.homogeneity"])
+@pytest.mark.parametrize("part", ["sibert.optim", "sibert.ops", "sibert.homogeneity", "sibert.conversion"])
 def test_optimizers_and_tensor_functions_import_torch_alone(part):
     loaded = packages_loaded_by(part)
     assert "torch" in loaded
