@@ -1,0 +1,216 @@
+"""Converted models with plain SGD against the same models with AdamW: BERT, GPT-2, ViT and ResNet, tiny, on real data.
+
+    pip install 'sibert[bench]' && python benchmarks/conversion_training.py     # results/conversion_training.json
+
+Text is a part of the standard library, byte by byte; images are scikit-learn's digits. Both sides have the same
+initial function, batches, steps, cosine schedule and number of rates tried (one seed at the search, then three seeds at
+the best rate, by validation loss). AdamW has 5 % of warm-up, betas (0.9, 0.98) and weight decay 0.1 on matrices;
+ClippedSGD has its defaults, and AdamW at 1e-3 for gains, biases and norms. Results are kept as they come; a run that is
+there is not repeated.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from alternation import machine
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from sibert.conversion import build_optimizer, make_scale_invariant
+
+RATES = {"AdamW": [2.5e-4 * 2**k for k in range(6)], "ClippedSGD": [5e-4 * 2**k for k in range(6)]}
+SEEDS = (0, 1, 2)
+STEPS = {"BERT": 600, "GPT-2": 600, "ViT": 400, "ResNet": 300}
+LENGTH, TEXT_BATCH, IMAGE_BATCH, MASK = 64, 32, 64, 256
+TEXT = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+}
+MODULES_OF_TEXT = (
+    "argparse",
+    "ast",
+    "datetime",
+    "decimal",
+    "doctest",
+    "inspect",
+    "mailbox",
+    "pdb",
+    "tarfile",
+    "typing",
+)
+
+Batch = dict[str, Tensor]
+
+
+def text() -> tuple[Tensor, Tensor]:
+    """Bytes to train on and to validate on."""
+    library = Path(os.__file__).parent
+    files = [(library / f"{'_pydecimal' if name == 'decimal' else name}.py").read_bytes() for name in MODULES_OF_TEXT]
+    parts = [torch.tensor(list(data)) for data in files]
+    cuts = [len(part) * 9 // 10 for part in parts]
+    return (
+        torch.cat([part[:cut] for part, cut in zip(parts, cuts, strict=True)]),
+        torch.cat([part[cut:] for part, cut in zip(parts, cuts, strict=True)]),
+    )
+
+
+def text_batch(data: Tensor, generator: torch.Generator, masked: bool, size: int = TEXT_BATCH) -> Batch:
+    """Windows of the text; for masked language modelling 15 % of them hidden."""
+    starts = torch.randint(len(data) - LENGTH, (size, 1), generator=generator)
+    ids = data[starts + torch.arange(LENGTH)]
+    if not masked:
+        return {"input_ids": ids, "labels": ids}
+    hidden = torch.rand(ids.shape, generator=generator) < 0.15
+    return {"input_ids": ids.masked_fill(hidden, MASK), "labels": ids.masked_fill(~hidden, -100)}
+
+
+def digits() -> tuple[Batch, Batch]:
+    """1,797 images of 8 x 8, a fifth of them for validation."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SystemExit("error: the digits need scikit-learn; install it with: pip install 'sibert[bench]'") from error
+    loaded = load_digits()
+    images = torch.tensor(loaded.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
+    labels = torch.tensor(loaded.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    kept, held = order[len(order) // 5 :], order[: len(order) // 5]
+    return (
+        {"pixel_values": images[kept], "labels": labels[kept]},
+        {"pixel_values": images[held], "labels": labels[held]},
+    )
+
+
+def build(name: str) -> nn.Module:
+    """A tiny model of the architecture."""
+    if name == "BERT":
+        return BertForMaskedLM(BertConfig(**TEXT, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0))
+    if name == "GPT-2":
+        sizes = {"vocab_size": 257, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": LENGTH}
+        return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0))
+    if name == "ViT":
+        sizes = {key: value for key, value in TEXT.items() if key != "vocab_size"}
+        config = ViTConfig(**sizes, image_size=8, patch_size=2, num_channels=1, num_labels=10, hidden_dropout_prob=0.0)
+        return ViTForImageClassification(config)
+    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "num_channels": 1}
+    return ResNetForImageClassification(ResNetConfig(**sizes, layer_type="basic", num_labels=10))
+
+
+def adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+
+
+def run(name: str, method: str, rate: float, seed: int) -> float | None:
+    """Validation loss after training; None where it diverged."""
+    torch.manual_seed(seed)
+    model, steps = build(name), STEPS[name]
+    if method == "AdamW":
+        optimizer, warm_up = adamw(model, rate), 0.05
+    else:
+        optimizer, warm_up = build_optimizer(make_scale_invariant(model), intrinsic_lr=rate), 0.0
+    first = max(1, round(warm_up * steps))
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / first) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    scheduler = LambdaLR(optimizer, factor)
+    batches, validation = _data(name, seed)
+    for _ in range(steps):
+        loss = model(**batches()).loss
+        loss.backward()
+        if method == "AdamW":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        losses = [_loss(name, model, batch) for batch in validation]
+    mean = statistics.mean(losses)
+    return mean if math.isfinite(mean) else None
+
+
+def _loss(name: str, model: nn.Module, batch: Batch) -> float:
+    if name in ("BERT", "GPT-2"):
+        return float(model(**batch).loss)
+    return float(F.cross_entropy(model(pixel_values=batch["pixel_values"]).logits, batch["labels"]))
+
+
+def _data(name: str, seed: int) -> tuple[Callable[[], Batch], list[Batch]]:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    if name in ("BERT", "GPT-2"):
+        train, held = text()
+        fixed = torch.Generator().manual_seed(0)
+        validation = [text_batch(held, fixed, name == "BERT", 128) for _ in range(8)]
+        return lambda: text_batch(train, generator, name == "BERT"), validation
+    images, validation_images = digits()
+
+    def batch() -> Batch:
+        rows = torch.randint(len(images["labels"]), (IMAGE_BATCH,), generator=generator)
+        return {key: value[rows] for key, value in images.items()}
+
+    return batch, [validation_images]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(STEPS), choices=tuple(STEPS))
+    arguments = parser.parse_args()
+    path = Path(__file__).parent / "results" / "conversion_training.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+
+    def once(name: str, method: str, rate: float, seed: int) -> float:
+        key = f"{name} {method} {rate:g} seed {seed}"
+        if key not in result["runs"]:
+            result["runs"][key] = run(name, method, rate, seed)
+            _write(path, {**result, **machine(torch.device("cpu"))})
+            print(f"{key}: {result['runs'][key]}", flush=True)
+        loss = result["runs"][key]
+        return math.inf if loss is None else loss
+
+    result["question"] = "validation loss of converted models with ClippedSGD against AdamW; target: at least as low"
+    result["best"] = {}
+    for name in arguments.models:
+        for method, rates in RATES.items():
+            best = min(rates, key=lambda rate: once(name, method, rate, SEEDS[0]))
+            losses = [once(name, method, best, seed) for seed in SEEDS]
+            result["best"][f"{name} {method}"] = {"rate": best, "mean": statistics.mean(losses), "losses": losses}
+            print(
+                f"{name:7s} {method:10s} rate {best:g}: {statistics.mean(losses):.4f} {[round(x, 4) for x in losses]}"
+            )
+    _write(path, {**result, **machine(torch.device("cpu"))})
+    print(f"wrote {path}")
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()
