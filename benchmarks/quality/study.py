@@ -233,12 +233,11 @@ class Study:
         self.run(self.shortened(seed) for seed in self.scale.seeds)
         # The paper reports its gap after equal and after twice the steps.
         self.run([self.long("sibert-joint", self.final_rate("sibert-joint"), tokens=2 * self.scale.long)])
-        self.run(
-            self.long(name, rate)
-            for name in CONTESTANTS
-            if name not in finalists
-            for rate in self.neighbours(name, self.best_rate(name), 1, 0)
-        )
+        others = {
+            name: self.neighbours(name, self.best_rate(name), 1, 0) for name in CONTESTANTS if name not in finalists
+        }
+        for place in (-1, 0):  # first all at the best rate of the search
+            self.run(self.long(name, rates[place]) for name, rates in others.items())
 
     def around(self, contestant: str) -> list[Trial]:
         """The long trials at the best rate so far and at its neighbours."""

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,27 @@ def test_degree_of_a_column_goes_where_the_column_goes(name: str) -> None:
     exponents = {"w[:, 2]": 1}
     if claimed(report(name, 2), exponents) is not None:
         assert_right(report(name, 2), exponents, module, scaled(module, ["w"], column=2))
+
+
+def test_core_operations_without_a_rule_are_listed() -> None:
+    """Those of which the graph has another form count as covered: `softmax` is in it, not `_softmax`."""
+    core = {
+        f"aten.{name}"
+        for name in dir(torch.ops.aten)
+        for overload in getattr(getattr(torch.ops.aten, name), "overloads", list)()
+        if torch.Tag.core in getattr(getattr(torch.ops.aten, name), overload).tags
+    }
+    decomposed = {operation_name(target) for target in torch.export.default_decompositions()}
+    forms = {"_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_cdist_forward", "_embedding_bag", "_softmax"}
+    forms |= {"_log_softmax", "constant_pad_nd", "native_group_norm"}
+    constants = {"empty", "empty_strided", "full", "scalar_tensor", "arange"}
+    covered = set(RULES) | decomposed | {f"aten.{name}" for name in forms | constants}
+    missing = {name.removeprefix("aten.") for name in core - covered}
+    missing = {name for name in missing if not name.startswith("sym_") and not name.endswith("_backward")}
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "rules.md").read_text(encoding="utf-8")
+    section = page.partition("## What has no rule")[2].partition("## All rules")[0]
+    assert sorted(missing) == ["_local_scalar_dense", "_pdist_forward", "as_strided", "nonzero"]
+    assert all(f"`{name}`" in section for name in missing)
 
 
 def test_every_rule_is_called() -> None:

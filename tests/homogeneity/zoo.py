@@ -492,6 +492,31 @@ ZOO = [
         holds=["0.weight", "2.branch.0.weight", "3.branch.0.weight"],
     ),
     Entry(
+        "prenorm residual net with affine norms",
+        lambda: (
+            mlp(linear(N, 4), Residual(mlp(NORM(True), linear(N, N))), Residual(mlp(NORM(True), linear(N, N))), NORM()),
+            x(2, 4),
+        ),
+        "each affine part goes against the matrix behind it, whose product with it has the degree of the stream",
+        3,
+        holds=[
+            {"1.branch.0": 1, "1.branch.1.weight": -1},
+            ["0.weight", "1.branch.1.weight", "2.branch.1.weight"],
+        ],
+        breaks=["*", "1.branch.0", "1.branch.0.weight"],
+    ),
+    Entry(
+        "postnorm residual net with affine norms",
+        lambda: (
+            mlp(linear(N, 4), NORM(True), Residual(mlp(linear(N, N), NORM(True))), NORM(True)),
+            x(2, 4),
+        ),
+        "each matrix is followed by a norm; affine parts that are added scale together; the last is the output",
+        3,
+        holds=["0.weight", "2.branch.0.weight", ["1", "2.branch.1"]],
+        breaks=["1", "2.branch.1", "3"],
+    ),
+    Entry(
         "postnorm after the addition",
         lambda: (mlp(NORM(), Residual(linear(N, N)), NORM()), x(2, N)),
         "x of degree 0 is added to W x",
@@ -648,6 +673,24 @@ ZOO = [
         1,
         holds=[{"0.weight": 1, "0.bias": 1, "2.weight": -1}],
         breaks=["0.bias"],
+    ),
+    Entry(
+        "residual convolutions with a bare 1x1 shortcut",
+        lambda: (
+            mlp(
+                nn.Conv1d(2, 4, 3, bias=False),
+                Residual(
+                    mlp(nn.GroupNorm(2, 4, 0.0, False), nn.ReLU(), nn.Conv1d(4, 4, 1, bias=False)),
+                    nn.Conv1d(4, 4, 1, bias=False),
+                ),
+                nn.GroupNorm(2, 4, 0.0, False),
+            ),
+            x(2, 2, 7),
+        ),
+        "the stem goes through the shortcut: a0 + as = ab, which scaling all alike breaks",
+        2,
+        holds=[{"0.weight": 1, "1.branch.2.weight": 1}, {"1.shortcut.weight": 1, "1.branch.2.weight": 1}],
+        breaks=["*"],
     ),
     Entry(
         "pooling",

@@ -174,6 +174,8 @@ def _applied(operation: Operation, name: str, args: Any, kwargs: Any, unsupporte
     node = operation.node
     arguments, options = _bound(node, args, kwargs)
     rule = RULES.get(name)
+    if rule is None and not tensors([args, kwargs]) and isinstance(operation.result, Tensor):
+        return operation.edge()  # made of nothing: a constant, too large to be computed here, or not initialised
     if rule is None:
         return _unknown(operation, [*arguments, *options.values()], unsupported)
     edge = rule.apply(operation, *arguments, **options)
