@@ -1,6 +1,7 @@
 """What computing with a model says of its symmetries: each that is proved is tried, and others are looked for."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ FACTOR = 1.7
 NEARLY_ZERO = 1e-300
 """Batch norm refuses an epsilon of 0."""
 PROJECTIONS = 2
+EPSILON_NAME = re.compile(r"(^|_)eps(ilon)?(_|$)")
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def _without_epsilons(module: nn.Module) -> nn.Module:
     module = copy.deepcopy(module)
     for part in module.modules():
         for name, value in list(vars(part).items()):
-            if "eps" in name.lower() and isinstance(value, float):
+            if EPSILON_NAME.search(name.lower()) and isinstance(value, float):
                 setattr(part, name, NEARLY_ZERO)
     return module
 
