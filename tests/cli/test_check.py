@@ -117,6 +117,7 @@ def test_a_proof_that_computing_contradicts_has_its_own_status(tmp_path, monkeyp
     [
         (["nowhere"], "nowhere is no folder: give a run, a folder with a model, or package.module:function"),
         (["no.such:thing"], "cannot import no.such:thing"),
+        (["no_such:x"], "cannot import no_such:x: No module"),
         (["{bert}", "-i", "nothing"], "'nothing' is no parameter, module or pattern"),
         (["{bert}", "--output", "nothing"], "the module's output has no part 'nothing'"),
         (["{empty}"], "has no config.json"),

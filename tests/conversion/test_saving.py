@@ -86,7 +86,7 @@ def test_auto_classes_refuse_gains_and_directions(bert, tmp_path, open_it):
         open_it(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # transformers warns of the other model type, too
 def test_the_models_own_class_finds_no_weights_to_start_from(bert, tmp_path):
     make_scale_invariant(bert)
     bert.save_pretrained(tmp_path, fold=False)
@@ -138,6 +138,9 @@ class TestCommand:
         assert "outputs before and after differ by" in out
         status, out, _ = run("check", tmp_path / "new", "--static", "-i", "*.original1")
         assert status == 0
+        status, _, err = run("convert", tmp_path / "new", tmp_path / "again")
+        assert status == 1
+        assert "is converted already" in err
 
     @pytest.mark.parametrize(
         ("words", "message"),

@@ -51,7 +51,7 @@ def fail(message: str, status: int) -> NoReturn:
         message: What was expected, what came, how to fix it.
         status: Exit status.
     """
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"error: {message}", markup=False)
     sys.exit(status)
 
 

@@ -131,7 +131,7 @@ def _show(
 ) -> None:
     from sibert.homogeneity.presentation import COLOURS, MARKS, as_renderable, blockers
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     console.print(as_renderable(report))
     if of_rows is not None:
         console.print("\nsingle rows", style="bold")

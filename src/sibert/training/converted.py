@@ -66,6 +66,8 @@ def convert_folder(
         raise ValueError(f"{source} has no config.json: give a folder with a model of transformers")
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} exists and is not empty: give a new folder")
+    if is_converted(source):
+        raise ValueError(f"{source} is converted already: open it with sibert.training.load_converted")
     config = AutoConfig.from_pretrained(source)
     model = class_of(config.architectures).from_pretrained(source).eval()
     inputs = example_inputs(model)
@@ -90,7 +92,13 @@ def is_converted(folder: Path) -> bool:
         folder: Any.
     """
     file = folder / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == CONVERTED_TYPE
+    if not file.is_file():
+        return False
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no valid JSON ({error}): save the model again") from error
+    return isinstance(description, dict) and description.get("model_type") == CONVERTED_TYPE
 
 
 def load_converted(folder: str | Path) -> nn.Module:
