@@ -55,10 +55,12 @@ with tempfile.TemporaryDirectory() as name:
 
     model = load_converted(folder / "converted").train()
     optimizer = build_optimizer(model, intrinsic_lr=1 / steps)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         loss = model(**batch(torch.randint(500, len(lines), (32,)))).loss
         loss.backward()
         optimizer.step()
+        scheduler.step()
         optimizer.zero_grad()
         if step % (steps // 5) == 0:
             print(f"step {step:3}: loss {loss.item():.3f}")

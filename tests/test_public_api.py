@@ -21,6 +21,10 @@ PUBLIC = {
         "collate", "find_sources", "load_corpus", "load_tokenizer", "prepare_corpus",
         "TokenFrequencies", "train_tokenizer", "unigram_entropy",
     },
+    "sibert.evaluation": {
+        "Answer", "Examples", "GENERIC", "METRICS", "SquadScores", "TASKS", "Task", "Window", "answers_from_scores",
+        "entities", "entity_scores", "examples_of", "score", "span_labels", "squad_scores", "task_named", "windows",
+    },
     "sibert.models": {
         "BertTwinForMaskedLM", "BertTwinForPreTraining", "INVARIANCES", "SIZES", "SibertConfig", "SibertForMaskedLM",
         "SibertForMultipleChoice", "SibertForPreTraining", "SibertForPreTrainingOutput", "SibertForQuestionAnswering",
@@ -45,11 +49,10 @@ PUBLIC = {
     },
     "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
     "sibert.training": {
-        "Conversion",
-        "LossWindow", "MetricsFile", "PretrainRecipe", "PretrainTrainer", "ProgressCallback", "RunDirectory",
-        "SignalCallback", "build_model", "build_training_optimizer", "convert_folder", "environment", "fill_masks",
-        "latest_checkpoint", "load_converted",
-        "next_run_directory", "optimizer_state_bytes", "peak_memory_bytes", "run_pretraining",
+        "Conversion", "DirectionsCallback", "LossWindow", "MetricsFile", "PretrainRecipe", "PretrainTrainer",
+        "ProgressCallback", "RunDirectory", "SignalCallback", "build_model", "build_training_optimizer",
+        "convert_folder", "environment", "fill_masks", "latest_checkpoint", "load_converted", "next_run_directory",
+        "optimizer_state_bytes", "peak_memory_bytes", "run_pretraining",
     },
 }  # fmt: skip
 

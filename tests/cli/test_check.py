@@ -121,10 +121,18 @@ def test_a_proof_that_computing_contradicts_has_its_own_status(tmp_path, monkeyp
         (["{bert}", "-i", "nothing"], "'nothing' is no parameter, module or pattern"),
         (["{bert}", "--output", "nothing"], "the module's output has no part 'nothing'"),
         (["{empty}"], "has no config.json"),
+        (["{unknown}"], "has model_type 'nonsense', which transformers"),
+        (["{list}"], "has model_type None, which transformers"),
+        (["{broken}"], "is no valid JSON"),
     ],
 )
 def test_mistakes(words, message, bert, tmp_path, run):
-    status, _, err = run("check", *(word.format(bert=bert, empty=tmp_path) for word in words))
+    folders = {"unknown": '{"model_type": "nonsense"}', "list": "[]", "broken": "{"}
+    for name, text in folders.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    paths = {name: tmp_path / name for name in folders}
+    status, _, err = run("check", *(word.format(bert=bert, empty=tmp_path, **paths) for word in words))
     assert status == 1
     assert err.startswith("error: ")
     assert message in err

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -210,10 +212,30 @@ def test_groups_hold_every_parameter_once():
     groups = param_groups(module)
     held = [parameter for group in groups for _, parameter in group["params"]]
     assert len(held) == len(set(held)) == len(list(module.parameters()))
-    assert [group["name"] for group in groups][-1] == "rest"
-    assert all(group["rows"] for group in groups[:-1])
-    directions = sum(p.numel() for group in groups[:-1] for _, p in group["params"])
+    assert [group["name"] for group in groups][-3:] == ["gains of 32", "gains of 16", "rest"]
+    assert all(group["scale_invariant"] and group["rows"] for group in groups[:-3])
+    assert not any(group["scale_invariant"] for group in groups[-3:])
+    directions = sum(p.numel() for group in groups[:-3] for _, p in group["params"])
     assert directions > 0.8 * sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("granularity", ["row", "matrix"])
+def test_gains_move_as_fast_as_plain_entries_would(granularity):
+    """One step of AdamW on a weight along its sign changes its norms as one step on its gains does."""
+    signs = torch.tensor([[1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, -1.0]])
+    plain, converted = nn.Linear(4, 2, bias=False), nn.Linear(4, 2, bias=False)
+    for module in (plain, converted):
+        module.weight = nn.Parameter(0.1 * signs)
+    make_scale_invariant(converted, granularity=granularity)
+    optimizers = (
+        torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0),
+        build_optimizer(converted, intrinsic_lr=1e-9, rest_lr=1e-3),
+    )
+    for module, optimizer in zip((plain, converted), optimizers, strict=True):
+        (-(module.weight * signs).sum()).backward()
+        optimizer.step()
+    torch.testing.assert_close(plain.weight, 0.101 * signs)
+    torch.testing.assert_close(converted.weight, plain.weight)
 
 
 def test_training_keeps_no_state_for_directions():
@@ -233,6 +255,35 @@ def test_training_keeps_no_state_for_directions():
     for weight in converted_weights(module):
         state = optimizer.state[weight.direction]
         assert sum(v.numel() for v in state.values() if isinstance(v, Tensor)) <= len(weight.direction)
+
+
+@settings(max_examples=20, deadline=None)
+@given(exponents=st.lists(st.integers(-12, 12), min_size=19, max_size=19))
+def test_training_is_the_same_bit_for_bit_from_any_scale(exponents):
+    """Powers of two, one for each row, which rounding does not see."""
+
+    def trained(factors: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        torch.manual_seed(0)
+        module = make_scale_invariant(nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 3)))
+        weights = converted_weights(module)
+        parts = factors.split([16, 3])
+        with torch.no_grad():
+            for weight, part in zip(weights, parts, strict=True):
+                weight.direction.mul_(part[:, None])
+        optimizer = build_optimizer(module, intrinsic_lr=1e-2)
+        x = torch.randn(32, 4)
+        for _ in range(4):
+            F.cross_entropy(module(x), x[:, :3].argmax(1)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        directions = [weight.direction / part[:, None] for weight, part in zip(weights, parts, strict=True)]
+        return module(x), [weight.gain for weight in weights], directions
+
+    expected = trained(torch.ones(19))
+    found = trained(torch.tensor([2.0**exponent for exponent in exponents]))
+    assert torch.equal(found[0], expected[0])
+    for mine, plain in zip(found[1] + found[2], expected[1] + expected[2], strict=True):
+        assert torch.equal(mine, plain)
 
 
 def test_state_dict_and_copies():

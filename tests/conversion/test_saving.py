@@ -1,14 +1,24 @@
 """Converted models are saved as plain ones; folders with gains and directions are opened knowingly or not at all."""
 
+import copy
 import json
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
 
-from sibert.conversion import converted_weights, fold, make_scale_invariant
-from sibert.conversion.saving import folded_state_dict
-from sibert.training import convert_folder, load_converted
+from sibert.conversion import build_optimizer, converted_weights, fold, make_scale_invariant
+from sibert.conversion.saving import folded_state_dict, load_directions, save_directions
+from sibert.training import DirectionsCallback, convert_folder, load_converted
 
 TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 IDS = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -160,3 +170,101 @@ class TestCommand:
     def test_a_plain_folder_is_not_opened_as_converted(self, folder):
         with pytest.raises(ValueError, match="holds no converted model"):
             load_converted(folder)
+
+
+class TestPlainWeightsLoadedIntoAConvertedModel:
+    def test_are_taken(self, bert):
+        torch.manual_seed(1)
+        other = BertForMaskedLM(bert.config).eval()
+        make_scale_invariant(bert)
+        with pytest.warns(UserWarning, match="norms of its directions begin anew"):
+            missing, unexpected = bert.load_state_dict(other.state_dict(), strict=False)
+        assert (missing, unexpected) == ([], [])
+        torch.testing.assert_close(logits(bert), logits(other), rtol=1e-5, atol=1e-5)
+
+    def test_are_taken_by_a_part_of_a_larger_model(self):
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        make_scale_invariant(model[1])
+        with pytest.warns(UserWarning, match="plain weights"):
+            model.load_state_dict(other.state_dict())
+        x = torch.randn(5, 3)
+        torch.testing.assert_close(model(x), other(x))
+
+    def test_gains_and_directions_stay_as_they_are(self, bert, recwarn):
+        make_scale_invariant(bert)
+        state = {name: 2 * tensor for name, tensor in bert.state_dict().items()}
+        bert.load_state_dict(state)
+        assert not recwarn.list
+        for name, tensor in bert.state_dict().items():
+            assert torch.equal(tensor, state[name])
+
+    def test_after_folding_nothing_is_special(self, bert, recwarn):
+        state = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
+        fold(make_scale_invariant(bert)).load_state_dict(state)
+        assert not recwarn.list
+        for name, tensor in bert.state_dict().items():
+            assert torch.equal(tensor, state[name])
+
+
+class TestTrainer:
+    """`transformers.Trainer` with a converted model: 6 steps, or 3 and 3 more, are the same bit for bit."""
+
+    def train(self, bert, folder, callbacks, resume=None, **options):
+        model = make_scale_invariant(copy.deepcopy(bert))
+        arguments = TrainingArguments(
+            str(folder),
+            per_device_train_batch_size=2,
+            save_steps=3,
+            use_cpu=True,
+            report_to=[],
+            seed=0,
+            disable_tqdm=True,
+            lr_scheduler_type="cosine",
+            **{"max_steps": 6, **options},
+        )
+        data = [
+            {"input_ids": row, "labels": row}
+            for row in torch.randint(0, 50, (16, 6), generator=torch.Generator().manual_seed(0))
+        ]
+        optimizer = build_optimizer(model, intrinsic_lr=0.05)
+        trainer = Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+        return model
+
+    def test_goes_on_bit_for_bit(self, bert, tmp_path):
+        whole = self.train(bert, tmp_path, [DirectionsCallback()])
+        with pytest.warns(UserWarning, match="DirectionsCallback"):
+            resumed = self.train(bert, tmp_path, [DirectionsCallback()], str(tmp_path / "checkpoint-3"))
+        for (name, tensor), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+            assert torch.equal(tensor, other), name
+
+    def test_does_not_without_the_callback(self, bert, tmp_path):
+        whole = self.train(bert, tmp_path, [])
+        with pytest.warns(UserWarning, match="DirectionsCallback"):
+            resumed = self.train(bert, tmp_path, [], str(tmp_path / "checkpoint-3"))
+        assert any(
+            not torch.equal(tensor, other)
+            for tensor, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+        )
+
+    def test_says_when_the_directions_were_not_kept(self, bert, tmp_path):
+        self.train(bert, tmp_path, [])
+        with (
+            pytest.warns(UserWarning, match="plain weights"),
+            pytest.raises(ValueError, match="had no DirectionsCallback"),
+        ):
+            self.train(bert, tmp_path, [DirectionsCallback()], str(tmp_path / "checkpoint-3"))
+
+    def test_checkpoints_are_plain(self, bert, tmp_path):
+        model = self.train(bert, tmp_path, [DirectionsCallback()])
+        opened = AutoModelForMaskedLM.from_pretrained(tmp_path / "checkpoint-6")
+        torch.testing.assert_close(logits(opened), logits(model.eval()), rtol=1e-5, atol=1e-5)
+
+
+def test_directions_of_another_model_are_refused(bert, tmp_path):
+    save_directions(make_scale_invariant(copy.deepcopy(bert)), tmp_path / "directions")
+    before = logits(make_scale_invariant(bert, exclude="*.query.weight"))
+    with pytest.raises(ValueError, match="was converted otherwise"):
+        load_directions(bert, tmp_path / "directions")
+    assert torch.equal(logits(bert), before)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sibert.conversion.direction import Direction, Granularity
-from sibert.conversion.saving import save_as_before, save_plain_weights
+from sibert.conversion.saving import save_as_before, save_plain_weights, take_plain_weights
 from sibert.conversion.weights import lists, places
 
 __all__ = ["fold", "make_scale_invariant"]
@@ -91,6 +91,8 @@ def make_scale_invariant(
     for parameter, several in chosen:
         _replace(parameter, several, granularity)
     save_plain_weights(module)
+    # It finds nothing to do after `fold`, and the second one nothing after the first.
+    module.register_load_state_dict_pre_hook(take_plain_weights)  # type: ignore[no-untyped-call]
     return module
 
 

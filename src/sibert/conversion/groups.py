@@ -1,9 +1,10 @@
 """Groups of a converted module for optimizers: directions for ClippedSGD, the small rest for an adaptive one."""
 
+import math
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from sibert.conversion.weights import converted_weights
 from sibert.optim import ClippedSGD, Hybrid, InvariantGroup
@@ -40,8 +41,9 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
         module: After `make_scale_invariant`.
 
     Returns:
-        {"name", "params": [(name, parameter), ...], "scale_invariant", "rows"}: the directions first; then, named
-        "rest", gains, biases, norms and what was not converted.
+        {"name", "params": [(name, parameter), ...], "scale_invariant", ...}: the directions first, with "rows"; then,
+        with "entries", for each number n the gains that are norms of n entries, "gains of n"; then, named "rest",
+        biases, norms and what was not converted.
 
     Raises:
         ValueError: If nothing in the module was converted.
@@ -55,8 +57,15 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
         for name, group in groups.items()
         if group.members[0][1].requires_grad
     ]
-    rest = [(name, p) for name, p in module.named_parameters() if p not in directions and p.requires_grad]
-    return [*found, {"name": "rest", "params": rest, "scale_invariant": False}] if rest else found
+    entries = {weight.gain: weight.direction.numel() // weight.gain.numel() for weight in converted_weights(module)}
+    others: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter not in directions and parameter.requires_grad:
+            others.setdefault(entries.get(parameter, 0), []).append((name, parameter))
+    for number, params in sorted(others.items(), reverse=True):
+        name = f"gains of {number}" if number else "rest"
+        found.append({"name": name, "params": params, "scale_invariant": False, "entries": max(1, number)})
+    return found
 
 
 def build_optimizer(
@@ -74,18 +83,22 @@ def build_optimizer(
         module: After `make_scale_invariant`.
         intrinsic_lr: eta * lambda of the directions.
         clip: sqrt(C), see `sibert.optim.ClippedSGD`.
-        rest_lr: AdamW's learning rate of gains, biases and norms.
+        rest_lr: AdamW's learning rate of biases, norms and what was not converted, and the one that plain weights would
+            have: a gain is the norm of n entries, so it has sqrt(n) times as much, by which its root mean square moves
+            as fast as plain entries would.
         weight_decay: AdamW's, of the rest.
         implementation: See `sibert.optim.ClippedSGD`.
     """
-    import torch
-
     groups = param_groups(module)
     directions = [group for group in groups if group["scale_invariant"]]
-    rest = [group for group in groups if not group["scale_invariant"]]
+    rest = [
+        {"params": group["params"], "lr": rest_lr * math.sqrt(group["entries"])}
+        for group in groups
+        if not group["scale_invariant"]
+    ]
     optimizers: list[Optimizer] = []
     if directions:
         optimizers.append(ClippedSGD(directions, clip=clip, intrinsic_lr=intrinsic_lr, implementation=implementation))
     if rest:
-        optimizers.append(torch.optim.AdamW(rest, lr=rest_lr, weight_decay=weight_decay))
+        optimizers.append(AdamW(rest, weight_decay=weight_decay))
     return optimizers[0] if len(optimizers) == 1 else Hybrid(optimizers)

@@ -7,11 +7,13 @@ whoever does not know about it stops.
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sibert.conversion.weights import converted_weights, places
@@ -21,8 +23,11 @@ __all__ = [
     "WEIGHTS",
     "SavesPlainWeights",
     "folded_state_dict",
+    "load_directions",
     "save_as_before",
+    "save_directions",
     "save_plain_weights",
+    "take_plain_weights",
 ]
 
 CONVERTED_TYPE = "sibert_converted"
@@ -46,6 +51,78 @@ def folded_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor] | None
         if id(several) in folded:
             state[".".join(part for part in (path, name) if part)] = folded[id(several)]
     return state
+
+
+def take_plain_weights(module: nn.Module, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
+    """Turn plain weights that are being loaded into gains and directions: a hook before `load_state_dict`.
+
+    Whoever loads with `strict=False`, as `transformers.Trainer` does, would keep the present weights otherwise.
+
+    Args:
+        module: After `make_scale_invariant`.
+        state: Changed in place.
+        prefix: Of the module's names in it.
+        others: Of no concern.
+    """
+    taken: dict[int, tuple[Tensor, Tensor]] = {}
+    found = [(f"{prefix}{path}." if path else prefix, name, several) for path, name, several in places(module)]
+    for before, name, several in found:
+        plain = state.pop(f"{before}{name}", None)
+        if plain is not None:
+            taken[id(several)] = several[0].right_inverse(plain)
+    for before, name, several in found:
+        for i, tensor in enumerate(taken.get(id(several), ())):
+            state.setdefault(f"{before}parametrizations.{name}.original{i}", tensor)
+    if taken:
+        warnings.warn(
+            "plain weights were loaded into a converted model: it computes what they do, but the norms of its "
+            "directions begin anew (sibert.training.DirectionsCallback restores them when a Trainer goes on)",
+            stacklevel=2,
+        )
+
+
+def save_directions(module: nn.Module, file: Path) -> None:
+    """Write gains and directions alone.
+
+    Args:
+        module: After `make_scale_invariant`.
+        file: Replaced if it exists.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    save_file({name: tensor.contiguous() for name, tensor in _directions(module).items()}, partial, {"format": "pt"})
+    os.replace(partial, file)
+
+
+def load_directions(module: nn.Module, file: Path) -> None:
+    """Read gains and directions of the same model.
+
+    Args:
+        module: After `make_scale_invariant`; changed in place.
+        file: As written by `save_directions`.
+
+    Raises:
+        ValueError: If they are not those of the same weights; nothing has changed then.
+    """
+    state, own = load_file(file), _directions(module)
+    shapes, expected = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, own))
+    if shapes != expected:
+        wrong = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
+        raise ValueError(f"{file} belongs to a model that was converted otherwise: {', '.join(wrong[:3])} do not fit")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _directions(module: nn.Module) -> dict[str, Tensor]:
+    """Gains and directions by name, tied ones once."""
+    found: dict[int, tuple[str, Any]] = {}
+    for path, name, several in places(module):
+        found.setdefault(id(several), (".".join(part for part in (path, "parametrizations", name) if part), several))
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix, several in found.values()
+        for name, tensor in (("original0", several.original0), ("original1", several.original1))
+    }
 
 
 class SavesPlainWeights:

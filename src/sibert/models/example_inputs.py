@@ -1,5 +1,6 @@
 """A model of a folder's configuration, without its weights, and inputs on which it runs."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-__all__ = ["class_of", "example_inputs", "model_of_folder"]
+__all__ = ["class_of", "config_of_folder", "example_inputs", "model_of_folder"]
 
 BATCH, LENGTH = 2, 8
 
@@ -27,14 +28,37 @@ def model_of_folder(folder: Path, *, head: bool = False) -> tuple[nn.Module, dic
     Raises:
         ValueError: If the folder has no configuration, or none that transformers knows.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: give a finished run, or a folder with a model of transformers")
-    config = AutoConfig.from_pretrained(folder)
+    config = config_of_folder(folder)
     kind = class_of(config.architectures) if head else AutoModel
     model: PreTrainedModel = kind.from_config(config) if kind is AutoModel else kind(config)
     if not head and getattr(model, "pooler", None) is not None:
         model.pooler = None  # what it gives is no part of the encoder
     return model.eval(), example_inputs(model)
+
+
+def config_of_folder(folder: Path) -> PreTrainedConfig:
+    """Read the configuration of a model's folder.
+
+    Args:
+        folder: A run, or any folder with the `config.json` of a model that transformers knows.
+
+    Raises:
+        ValueError: If the folder has no configuration, or none that transformers knows.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no config.json: give a finished run, or a folder with a model of transformers")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no valid JSON ({error}): save the model again") from error
+    kind = description.get("model_type") if isinstance(description, dict) else None
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{file} has model_type {kind!r}, which transformers {transformers.__version__} does not know: update it, "
+            "or give package.module:function"
+        )
+    return AutoConfig.from_pretrained(folder)
 
 
 def class_of(architectures: Sequence[str] | None) -> Any:

@@ -2,7 +2,7 @@
 
 from sibert.training.callbacks import ProgressCallback, SignalCallback
 from sibert.training.checkpoints import latest_checkpoint
-from sibert.training.converted import Conversion, convert_folder, load_converted
+from sibert.training.converted import Conversion, DirectionsCallback, convert_folder, load_converted
 from sibert.training.environment import environment
 from sibert.training.fill_masks import fill_masks
 from sibert.training.metrics import LossWindow, MetricsFile, optimizer_state_bytes, peak_memory_bytes
@@ -31,6 +31,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "peak_memory_bytes",
     # use
     "Conversion",
+    "DirectionsCallback",
     "convert_folder",
     "fill_masks",
     "load_converted",

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sibert.conversion import converted_weights, make_scale_invariant
 from sibert.conversion.direction import Granularity
-from sibert.conversion.saving import CONVERTED_TYPE, WEIGHTS
+from sibert.conversion.saving import CONVERTED_TYPE, WEIGHTS, load_directions, save_directions
 from sibert.homogeneity import Verdict, invariant_rows
-from sibert.models.example_inputs import class_of, example_inputs
+from sibert.models.example_inputs import class_of, config_of_folder, example_inputs
 
-__all__ = ["Conversion", "convert_folder", "is_converted", "load_converted"]
+__all__ = ["Conversion", "DirectionsCallback", "convert_folder", "is_converted", "load_converted"]
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,11 @@ def convert_folder(
     Raises:
         ValueError: If there is no model in the source, the target exists, or the function changed; nothing is written.
     """
-    if not (source / "config.json").is_file():
-        raise ValueError(f"{source} has no config.json: give a folder with a model of transformers")
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} exists and is not empty: give a new folder")
     if is_converted(source):
         raise ValueError(f"{source} is converted already: open it with sibert.training.load_converted")
-    config = AutoConfig.from_pretrained(source)
+    config = config_of_folder(source)
     model = class_of(config.architectures).from_pretrained(source).eval()
     inputs = example_inputs(model)
     before = _outputs(model, inputs)
@@ -131,6 +130,39 @@ def load_converted(folder: str | Path) -> nn.Module:
             f"the weights of {folder} do not fit: missing {lacking[:3]}, unexpected {list(unexpected)[:3]}"
         )
     return model
+
+
+class DirectionsCallback(TrainerCallback):  # type: ignore[misc]
+    """Lets `transformers.Trainer` go on with a converted model bit for bit.
+
+    A checkpoint of the Trainer has plain weights, which everybody can open, but which do not tell the norms of the
+    directions. This puts gains and directions beside them, and takes them back when training is resumed.
+    """
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Write gains and directions into the checkpoint."""
+        if args.should_save:
+            save_directions(model, self._file(args, state))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Read them if training goes on."""
+        if state.global_step == 0:
+            return
+        file = self._file(args, state)
+        if not file.is_file():
+            raise ValueError(
+                f"there are no gains and directions in {file.parent}: the run that is to go on had no "
+                "DirectionsCallback, or its checkpoints are not in output_dir"
+            )
+        load_directions(model, file)
+
+    @staticmethod
+    def _file(args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / WEIGHTS
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
