@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from sibert import __version__
-from sibert.cli import check, convert, fill_mask, pretrain, report
+from sibert.cli import check, convert, evaluate, fill_mask, finetune, pretrain, report
 from sibert.cli.environment import show_environment
 
 __all__ = ["app", "main"]
@@ -24,6 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("pretrain")(pretrain.pretrain)
+app.command("finetune")(finetune.finetune)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(evaluate.predict)
 app.command("fill-mask")(fill_mask.fill_mask)
 app.command("report")(report.report)
 app.command("check")(check.check)

@@ -5,12 +5,30 @@ from typing import Any
 
 import typer
 
-__all__ = ["pretrain"]
+__all__ = ["given_options", "pretrain", "read_clip"]
 
 DATA, MODEL, OPTIMIZER, RUN = "Data", "Model", "Optimizer", "Run"
 
 
-def _clip(value: str) -> float | None:
+def given_options(context: typer.Context) -> dict[str, Any]:
+    """What the user has written, defaults left out.
+
+    Args:
+        context: Of the command.
+    """
+    return {
+        name: context.params[name]
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    }
+
+
+def read_clip(value: str) -> float | None:
+    """A clipping threshold as it is written on a command line.
+
+    Args:
+        value: A number, or "none".
+    """
     if value.lower() in ("none", "inf"):
         return None
     try:
@@ -87,11 +105,7 @@ def pretrain(
     device: str = typer.Option("auto", help="auto or cpu.", rich_help_panel=RUN),
 ) -> int:
     """Pre-train a masked language model on your own text (Ctrl-C saves; --resume goes on bit for bit)."""
-    given: dict[str, Any] = {
-        name: context.params[name]
-        for name in context.params
-        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
-    }
+    given = given_options(context)
     from sibert.training import PretrainRecipe, next_run_directory, run_pretraining
 
     if resume is not None:
@@ -104,6 +118,6 @@ def pretrain(
         return run_pretraining(PretrainRecipe.from_json(resume / "recipe.json"), resume, resume=True)
     given.pop("out", None)
     if "clip" in given:
-        given["clip"] = _clip(clip)
+        given["clip"] = read_clip(clip)
     recipe = PretrainRecipe(**given)
     return run_pretraining(recipe, out if out is not None else next_run_directory(recipe))

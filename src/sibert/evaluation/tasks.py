@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["GENERIC", "TASKS", "Kind", "Task", "task_named"]
+__all__ = ["DOCSTRINGS", "GENERIC", "TASKS", "Kind", "Task", "task_named"]
 
 Kind = Literal["classification", "regression", "token-classification", "qa", "embedding"]
 
@@ -56,6 +56,7 @@ class Task:
 
 
 GLUE = "nyu-mll/glue"
+DOCSTRINGS = "docstrings"
 ENTAILMENT = ("entailment", "not_entailment")
 SENTENCES = ("sentence1", "sentence2")
 
@@ -91,9 +92,10 @@ TASKS: dict[str, Task] = {
         _glue("wnli", SENTENCES, ("not_entailment", "entailment"), ("accuracy",)),
         Task("squad", "qa", ("question", "context"), "answers", None, ("f1",), hub=("rajpurkar/squad", None)),
         Task("squad2", "qa", ("question", "context"), "answers", None, ("f1",), hub=("rajpurkar/squad_v2", None)),
+        Task(DOCSTRINGS, "classification", ("text",), "label", ("nothing", "value"), ("accuracy", "macro_f1")),
     )
 }
-"""GLUE (arXiv 1804.07461) and SQuAD 1.1 and 2.0, with the labels in the order of the hub's."""
+"""GLUE (arXiv 1804.07461) and SQuAD 1.1 and 2.0, with the labels in the order of the hub's, and `docstrings`."""
 
 GENERIC: dict[str, Task] = {
     task.name: task

@@ -110,6 +110,11 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             return
         if "loss" in logs:
             self.shown["train"] = f"loss {logs['loss']:.3f}"
+        if "eval_score" in logs:
+            self.shown["validation"] = f"score {100 * logs['eval_score']:.1f}"
+            if self.progress is None:
+                losses = "  ".join(self.shown.values())
+                self.console.print(f"step {state.global_step}/{state.max_steps}: {losses}")
         if "eval_mlm_loss" in logs:
             self.shown["validation"] = f"validation {logs['eval_mlm_loss']:.3f}"
             unigram = logs.get("eval_unigram_entropy")

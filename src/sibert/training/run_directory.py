@@ -24,7 +24,7 @@ from typing import Any
 from sibert.training.checkpoints import write_atomically
 from sibert.training.recipe import PretrainRecipe
 
-__all__ = ["RunDirectory", "next_run_directory"]
+__all__ = ["RunDirectory", "next_run_directory", "numbered"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class RunDirectory:
         """Whether the final model is there."""
         return (self.path / "config.json").exists() and (self.path / "model.safetensors").exists()
 
-    def create(self, recipe: PretrainRecipe) -> None:
+    def create(self, recipe: Any) -> None:
         """Make the directory and write the recipe.
 
         Args:
-            recipe: The recipe.
+            recipe: The recipe, which has a method `to_json`.
 
         Raises:
             ValueError: If the directory exists and is not empty, or cannot be written.
@@ -92,8 +92,10 @@ class RunDirectory:
     def withdraw(self) -> None:
         """Take back what is written before a run begins; a directory with anything else in it stays."""
         self.recipe.unlink(missing_ok=True)
-        (self.path / "corpus.json").unlink(missing_ok=True)
-        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        for name in ("corpus.json", "environment.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.tokenizer, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -133,7 +135,20 @@ def next_run_directory(recipe: PretrainRecipe, parent: Path = Path("runs")) -> P
     Returns:
         The path; nothing is created.
     """
+    return numbered(parent, f"{recipe.model}-{recipe.size}")
+
+
+def numbered(parent: Path, name: str) -> Path:
+    """Name a directory that does not exist yet: NAME-NUMBER.
+
+    Args:
+        parent: Where it is to be.
+        name: Begin of its name.
+
+    Returns:
+        The path; nothing is created.
+    """
     number = 1
-    while (path := parent / f"{recipe.model}-{recipe.size}-{number}").exists():
+    while (path := parent / f"{name}-{number}").exists():
         number += 1
     return path

@@ -1,0 +1,159 @@
+"""Predictions for a file of any size: streamed, in order, and resumed where they stopped."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sibert.evaluation.examples import examples_of
+from sibert.evaluation.predictor import Prediction, Predictor
+from sibert.evaluation.squad import squad_rows
+from sibert.evaluation.tables import Row, read_rows
+
+__all__ = ["predict_file"]
+
+CHUNK = 1000
+ENDS = (".jsonl", ".csv", ".tsv", ".json")
+
+
+def predict_file(
+    predictor: Predictor, source: Path, target: Path, progress: Callable[[int], None] = lambda rows: None
+) -> tuple[int, int]:
+    """Predict for every row of a file.
+
+    What is done lies in TARGET.partial, from which a call with the same arguments goes on; at the end it becomes the
+    target.
+
+    Args:
+        predictor: A fine-tuned run.
+        source: csv, tsv, jsonl or parquet, with the task's columns; for questions also SQuAD's format.
+        target: .jsonl for everything that is known of each row; .csv or .tsv for "index" and "prediction", as GLUE's
+            leaderboard wants it; .json for answers by the question's id, as SQuAD's scorer wants it.
+        progress: Called with the number of rows done.
+
+    Returns:
+        How many rows were predicted, and how many of them earlier.
+
+    Raises:
+        ValueError: At the first wrong row, with file, row and column; or if a file cannot be read or written, or the
+            target's name ends in something else. What was done before is kept.
+    """
+    end = target.suffix.lower()
+    if end not in ENDS or (end == ".json" and predictor.task.kind != "qa"):
+        known = ", ".join(ENDS if predictor.task.kind == "qa" else ENDS[:3])
+        raise ValueError(f"the output's name must end in one of {known}, got {target.name}")
+    if not target.parent.is_dir():
+        raise ValueError(f"there is no folder {target.parent} to write into")
+    if not source.is_file():
+        raise ValueError(f"{source} does not exist")
+    if source.resolve() == target.resolve():
+        raise ValueError(f"input and output are the same file, {source}")
+    partial = target.with_name(f"{target.name}.partial")
+    head = _head(predictor, source)
+    earlier = _earlier(partial, head)
+    with partial.open("a", encoding="utf-8", newline="\n") as file:
+        if earlier < 0:
+            file.truncate(0)
+            file.write(json.dumps(head) + "\n")
+        done = earlier = max(earlier, 0)
+        rows = islice(_rows(predictor, source), done, None)
+        while chunk := list(islice(rows, CHUNK)):
+            for prediction in _predict(predictor, chunk, done):
+                file.write(json.dumps(_finite(prediction), ensure_ascii=False) + "\n")
+            file.flush()
+            done += len(chunk)
+            progress(done)
+    if not done:
+        partial.unlink()
+        raise ValueError(f"{source} has no rows")
+    _finish(partial, target, predictor)
+    return done, earlier
+
+
+def _head(predictor: Predictor, source: Path) -> dict[str, Any]:
+    """What a partial file has to be of, to be gone on with."""
+    about = source.stat()
+    return {
+        "source": str(source.resolve()),
+        "bytes": about.st_size,
+        "changed": about.st_mtime_ns,
+        "model": str(getattr(predictor.model, "name_or_path", "")),
+        "task": predictor.describe(),
+    }
+
+
+def _earlier(partial: Path, head: dict[str, Any]) -> int:
+    """How many whole predictions a partial file has; what is behind them is cut off. -1 = begin anew."""
+    if not partial.is_file():
+        return -1
+    whole = 0
+    count = -1
+    with partial.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            if count < 0:
+                try:
+                    if json.loads(line) != head:
+                        return -1
+                except ValueError:
+                    return -1
+            whole += len(line)
+            count += 1
+    os.truncate(partial, whole)
+    return count
+
+
+def _rows(predictor: Predictor, source: Path) -> Iterator[Row]:
+    if predictor.task.kind == "qa" and ".json" in source.suffixes:
+        return squad_rows(source)
+    return read_rows(source, required=predictor.task.columns)
+
+
+def _predict(predictor: Predictor, rows: list[Row], first: int) -> Iterator[Prediction]:
+    task = predictor.task
+    # Labels that a file may have are of no concern here, right or wrong.
+    bare = [Row(row.file, row.place, {k: v for k, v in row.values.items() if k != task.target}) for row in rows]
+    columns = examples_of(task, {"rows": bare}, predictor.labels).splits["rows"]
+    for number, (row, prediction) in enumerate(zip(bare, predictor.predict(columns[:]), strict=True), start=first):
+        key = {"id": str(row.values["id"])} if task.kind == "qa" and "id" in row.values else {"index": number}
+        yield {**key, **prediction}
+
+
+def _finite(prediction: Prediction) -> Prediction:
+    """JSON has no word for infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in prediction.items()}
+
+
+def _finish(partial: Path, target: Path, predictor: Predictor) -> None:
+    """Bring the predictions into the format of the target and put it in its place."""
+    written = target.with_name(f"{target.name}.writing")
+    with partial.open(encoding="utf-8") as lines:
+        next(lines)
+        with written.open("w", encoding="utf-8", newline="") as file:
+            _write(file, (json.loads(line) for line in lines), target.suffix.lower())
+    os.replace(written, target)
+    partial.unlink()
+
+
+def _write(file: io.TextIOBase, predictions: Iterable[Prediction], end: str) -> None:
+    if end == ".jsonl":
+        file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in predictions)
+    elif end == ".json":
+        json.dump({str(one.get("id", one.get("index"))): one["answer"] for one in predictions}, file, indent=1)
+    else:
+        writer = csv.writer(file, delimiter="\t" if end == ".tsv" else ",", lineterminator="\n")
+        writer.writerow(["index", "prediction"])
+        writer.writerows([one.get("id", one.get("index")), _plain(one)] for one in predictions)
+
+
+def _plain(prediction: Prediction) -> Any:
+    for name in ("label", "value", "answer"):
+        if name in prediction:
+            return prediction[name]
+    return " ".join(prediction["tags"])

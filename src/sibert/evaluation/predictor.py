@@ -1,0 +1,266 @@
+"""From a fine-tuned model to predictions in the words of the task, and their scores."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from sibert.evaluation.entities import entity_scores
+from sibert.evaluation.examples import Examples
+from sibert.evaluation.metrics import score
+from sibert.evaluation.spans import answers_from_scores, windows
+from sibert.evaluation.squad_scores import SquadScores, squad_scores
+from sibert.evaluation.tasks import Task, task_named
+from sibert.evaluation.tokenization import CHUNK, Row, Tokenization
+
+__all__ = ["Prediction", "Predictor"]
+
+Prediction = dict[str, Any]
+
+DESCRIPTION = "task.json"
+HEADS = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "qa": "AutoModelForQuestionAnswering",
+}
+"""Auto class of transformers by the kind of a task."""
+
+
+@dataclass
+class Predictor:
+    """A model and how it answers for a task.
+
+    Attributes:
+        model: Of transformers, with the head of the task.
+        tokenization: How it reads.
+        task: Which.
+        labels: In the order of the head's outputs; None where there are none.
+        batch_size: Rows at once.
+        no_answer_threshold: Of questions: evidence for no answer above it means none; None = always an answer.
+        cut: Texts that were longer than the model reads, so far.
+    """
+
+    model: nn.Module
+    tokenization: Tokenization
+    task: Task
+    labels: tuple[str, ...] | None
+    batch_size: int = 64
+    no_answer_threshold: float | None = None
+    cut: int = 0
+
+    @classmethod
+    def load(cls, folder: Path, *, batch_size: int = 64, device: str = "cpu") -> "Predictor":
+        """Open a fine-tuned run.
+
+        Args:
+            folder: As written by `sibert finetune`.
+            batch_size: Rows at once.
+            device: Of torch.
+
+        Raises:
+            ValueError: If the folder is no such run.
+        """
+        file = folder / DESCRIPTION
+        if not file.is_file():
+            unfinished = (folder / "finetune.json").is_file()
+            raise ValueError(
+                f"the fine-tuning run {folder} is not finished: sibert finetune --resume {folder}"
+                if unfinished
+                else f"{folder} is no fine-tuned run (it has no {DESCRIPTION}): sibert finetune makes one"
+            )
+        described = json.loads(file.read_text(encoding="utf-8"))
+        task = task_named(described["task"]).renamed(tuple(described["columns"]), described["target"])
+        model = getattr(transformers, HEADS[task.kind]).from_pretrained(folder).eval().to(device)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        labels = None if described["labels"] is None else tuple(described["labels"])
+        own = model.config.id2label
+        if labels is not None and [own.get(i) for i in range(len(own))] != list(labels):
+            raise ValueError(
+                f"the head of {folder} has the labels {', '.join(map(str, own.values()))}, but {DESCRIPTION} says "
+                f"{', '.join(labels)}: one of the files is of another run"
+            )
+        reading = Tokenization.of(model, tokenizer, described["length"], described["stride"])
+        return cls(model, reading, task, labels, batch_size, described["no_answer_threshold"])
+
+    def describe(self) -> dict[str, Any]:
+        """What `load` needs beside the model and its tokenizer."""
+        return {
+            "task": self.task.name,
+            "columns": list(self.task.columns),
+            "target": self.task.target,
+            "labels": None if self.labels is None else list(self.labels),
+            "length": self.tokenization.length,
+            "stride": self.tokenization.stride,
+            "no_answer_threshold": self.no_answer_threshold,
+        }
+
+    def predict(self, columns: Mapping[str, Sequence[Any]]) -> list[Prediction]:
+        """Predict for some examples at once.
+
+        Args:
+            columns: Of the examples, without labels.
+
+        Returns:
+            In their order: {"label", "score"}, {"value"}, {"tags"} (one for each word), or {"answer", "start", "end",
+            "score", "no_answer", "best"}: the text, its characters in the context, start plus end score, the evidence
+            that there is none, and the best text all the same; "answer" is "" where the evidence exceeds the threshold.
+        """
+        if self.task.kind == "qa":
+            return self._answers(columns)
+        if self.task.kind == "token-classification":
+            return self._tags(columns["words"])
+        rows, cut = self.tokenization.texts(columns)
+        self.cut += cut
+        logits_NL = np.stack([logits_L for (logits_L,) in self._outputs(rows, "logits")])
+        if self.task.kind == "regression":
+            return [{"value": float(value)} for value in logits_NL[:, 0]]
+        assert self.labels is not None
+        shifted_NL = np.exp(logits_NL - logits_NL.max(axis=1, keepdims=True))
+        shares_NL = shifted_NL / shifted_NL.sum(axis=1, keepdims=True)
+        return [{"label": self.labels[int(row.argmax())], "score": float(row.max())} for row in shares_NL]
+
+    def evaluate(self, examples: Examples, split: str) -> dict[str, float]:
+        """The scores of a split, by the task's metrics.
+
+        Args:
+            examples: With labels.
+            split: Which.
+
+        Returns:
+            By name; "score" is the mean of the task's metrics, between 0 and 1 (correlations from -1).
+
+        Raises:
+            ValueError: If the split has no labels.
+        """
+        scores, _ = self.evaluate_and_predict(examples, split)
+        return scores
+
+    def evaluate_and_predict(self, examples: Examples, split: str) -> tuple[dict[str, float], list[Prediction]]:
+        """The scores of a split, and the predictions that they are of.
+
+        Args:
+            examples: With labels.
+            split: Which.
+
+        Raises:
+            ValueError: If the split has no labels.
+        """
+        data = examples.splits[split]
+        target = "answers" if self.task.kind == "qa" else "label"
+        if target not in data.column_names:
+            raise ValueError(f"the {split} split of {self.task.name} has no labels: predict it, or take another split")
+        predictions = [
+            prediction
+            for begin in range(0, len(data), CHUNK)
+            for prediction in self.predict(data[begin : begin + CHUNK])
+        ]
+        return self._scores(data, predictions), predictions
+
+    def _scores(self, data: Any, predictions: list[Prediction]) -> dict[str, float]:
+        if self.task.kind == "qa":
+            found = self.question_scores(data, predictions)
+            scores = {"exact_match": found.exact / 100, "f1": found.f1 / 100}
+            if found.best_f1 is not None and found.of_unanswerable is not None:
+                scores |= {"best_f1": found.best_f1 / 100, "best_f1_threshold": float(found.best_f1_threshold or 0.0)}
+        elif self.task.kind == "token-classification":
+            assert self.labels is not None
+            expected = [[self.labels[i] for i in tags] for tags in data["label"]]
+            scores = entity_scores([one["tags"] for one in predictions], expected)
+        elif self.task.kind == "regression":
+            scores = score(self.task.metrics, [one["value"] for one in predictions], list(data["label"]))
+        else:
+            assert self.labels is not None
+            index = {label: i for i, label in enumerate(self.labels)}
+            scores = score(self.task.metrics, [index[one["label"]] for one in predictions], list(data["label"]))
+        return scores | {"score": float(np.mean([scores[name] for name in self.task.metrics]))}
+
+    def question_scores(self, data: Any, predictions: list[Prediction]) -> SquadScores:
+        """Scores of answers to questions, as SQuAD's.
+
+        Args:
+            data: Examples with "id" and "answers".
+            predictions: As `predict` gives them.
+        """
+        answers = {key: one["text"] for key, one in zip(data["id"], data["answers"], strict=True)}
+        pairs = list(zip(data["id"], predictions, strict=True))
+        without = any(not texts for texts in answers.values())
+        return squad_scores(
+            {key: one["best"] for key, one in pairs},
+            answers,
+            no_answer={key: one["no_answer"] for key, one in pairs} if without else None,
+            threshold=self.no_answer_threshold if without else None,
+            version="2.0" if without else "1.1",
+        )
+
+    def _answers(self, columns: Mapping[str, Sequence[Any]]) -> list[Prediction]:
+        reading = self.tokenization
+        found = windows(
+            reading.tokenizer, columns["question"], columns["context"], length=reading.length, stride=reading.stride
+        )
+        rows = [reading.window_row(window) for window in found]
+        scores = list(self._outputs(rows, "start_logits", "end_logits"))
+        answers, evidence = answers_from_scores(
+            found, columns["context"], [start for start, _ in scores], [end for _, end in scores]
+        )
+        predictions: list[Prediction] = []
+        for several, doubt in zip(answers, evidence, strict=True):
+            none = not several or (self.no_answer_threshold is not None and doubt > self.no_answer_threshold)
+            best = several[0] if several else None
+            predictions.append(
+                {
+                    "answer": "" if none or best is None else best.text,
+                    "start": -1 if none or best is None else best.start,
+                    "end": -1 if none or best is None else best.end,
+                    "score": best.score if best else None,
+                    "no_answer": doubt,
+                    "best": best.text if best else "",
+                }
+            )
+        return predictions
+
+    def _tags(self, several: Sequence[Sequence[str]]) -> list[Prediction]:
+        assert self.labels is not None
+        rows, owners, decides = self.tokenization.words(several)
+        # A word that is nothing to the tokenizer is outside of everything.
+        nothing = "O" if "O" in self.labels else self.labels[0]
+        tags = [[nothing] * len(words) for words in several]
+        for (logits_TL,), owner, places in zip(self._outputs(rows, "logits"), owners, decides, strict=True):
+            for place, word in places:
+                tags[owner][word] = self.labels[int(logits_TL[place].argmax())]
+        return [{"tags": one} for one in tags]
+
+    def _outputs(self, rows: Sequence[Row], *names: str) -> Iterator[tuple[np.ndarray, ...]]:
+        """Outputs of the model for each row, without padding, in order; rows of like length share a batch."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+        outputs: list[tuple[np.ndarray, ...] | None] = [None] * len(rows)
+        training = self.model.training
+        self.model.eval()
+        for begin in range(0, len(order), self.batch_size):
+            chosen = order[begin : begin + self.batch_size]
+            for i, arrays in zip(chosen, self._batch([rows[i] for i in chosen], names), strict=True):
+                outputs[i] = arrays
+        self.model.train(training)
+        for found in outputs:
+            assert found is not None
+            yield found
+
+    @torch.inference_mode()
+    def _batch(self, rows: Sequence[Row], names: Sequence[str]) -> list[tuple[np.ndarray, ...]]:
+        padded = self.tokenization.tokenizer.pad(list(rows), return_tensors="pt")
+        device = next(self.model.parameters()).device
+        result = self.model(**{name: tensor.to(device) for name, tensor in padded.items()})
+        tensors: list[Tensor] = [result[name].float().cpu() for name in names]
+        along_tokens = self.task.kind in ("qa", "token-classification")
+        # Padding may be on either side; the tokenizer says where.
+        masks = padded["attention_mask"].bool()
+        return [
+            tuple((tensor[i][masks[i]] if along_tokens else tensor[i]).numpy() for tensor in tensors)
+            for i in range(len(rows))
+        ]

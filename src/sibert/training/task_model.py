@@ -1,0 +1,184 @@
+"""A pre-trained model with the head of a task, and the optimizer that trains both."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, set_seed
+
+from sibert import conversion
+from sibert.evaluation import Examples
+from sibert.evaluation.predictor import HEADS
+from sibert.models.example_inputs import config_of_folder
+from sibert.optim import ClippedSGD, Hybrid, Lamb, ScaleInvariantModel, param_groups, schedule, schedule_groups
+from sibert.training.converted import is_converted
+from sibert.training.finetune_recipe import (
+    DEFAULT_HEAD_LR,
+    DEFAULT_LR,
+    EQUILIBRIUM_TIMES,
+    FinetuneRecipe,
+    OptimizerName,
+)
+
+__all__ = ["build_task_model", "build_task_optimizer", "load_tokenizer", "optimizer_of"]
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a run, a folder or a hub name.
+
+    Args:
+        source: Which.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    _require_model(source)
+    with _clear_errors(source, "tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(source)
+
+
+def build_task_model(recipe: FinetuneRecipe, examples: Examples) -> tuple[PreTrainedModel, list[str]]:
+    """Open a pre-trained model with a head for a task; new parameters follow from the recipe's seed.
+
+    Args:
+        recipe: The recipe.
+        examples: Of its task.
+
+    Returns:
+        The model, converted if the recipe says so, and what a user should know, in sentences.
+
+    Raises:
+        ValueError: If there is no such model, or none with such a head.
+    """
+    _require_model(recipe.model)
+    set_seed(recipe.seed)
+    notes: list[str] = []
+    options: dict[str, Any] = {}
+    if examples.task.kind != "qa":
+        labels = examples.labels or ("value",)
+        options["id2label"] = dict(enumerate(labels))
+        options["label2id"] = {label: i for i, label in enumerate(labels)}
+        options["num_labels"] = len(labels)
+    if examples.task.kind in ("classification", "regression"):
+        options["problem_type"] = "regression" if examples.task.kind == "regression" else "single_label_classification"
+    with _clear_errors(recipe.model, "model"):
+        config = transformers.AutoConfig.from_pretrained(recipe.model)
+        own = getattr(config, "id2label", {})
+        if recipe.dropout is not None:
+            for name in DROPOUTS:
+                if hasattr(config, name):
+                    setattr(config, name, recipe.dropout)
+        for name, value in options.items():
+            setattr(config, name, value)
+        kind = getattr(transformers, HEADS[examples.task.kind])
+        model, loaded = kind.from_pretrained(
+            recipe.model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    if replaced := sorted({key[0] for key in loaded.get("mismatched_keys", ())}):
+        known = ", ".join(map(str, own.values()))
+        notes.append(f"the model's head had the labels {known} and is replaced: {', '.join(replaced)}")
+    body = [key for key in loaded["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    body = [key for key in body if "pooler" not in key]
+    if body:
+        raise ValueError(f"{recipe.model} lacks weights of its encoder ({', '.join(sorted(body)[:3])}): it is damaged")
+    if recipe.convert:
+        conversion.make_scale_invariant(model, granularity=recipe.convert)
+    return model, notes
+
+
+def optimizer_of(recipe: FinetuneRecipe, model: PreTrainedModel) -> OptimizerName:
+    """The optimizer, with the default of the model filled in.
+
+    Args:
+        recipe: The recipe.
+        model: The model.
+
+    Raises:
+        ValueError: If ClippedSGD is asked for and the model is not scale invariant.
+    """
+    invariant = bool(recipe.convert) or isinstance(model, ScaleInvariantModel)
+    if recipe.optimizer == "clipped_sgd" and not invariant:
+        raise ValueError(
+            f"clipped_sgd needs a scale-invariant model, and {type(model).__name__} is none: add --convert row, or "
+            "take --optimizer adamw"
+        )
+    optimizer = recipe.optimizer or ("clipped_sgd" if invariant else "adamw")
+    if optimizer == "clipped_sgd" and recipe.lr is not None:
+        raise ValueError("lr belongs to adamw and lamb; clipped_sgd takes intrinsic_lr, and head_lr for the head")
+    if optimizer != "clipped_sgd" and (recipe.intrinsic_lr or recipe.head_lr):
+        raise ValueError(f"intrinsic_lr and head_lr belong to clipped_sgd; {optimizer} takes lr")
+    return optimizer
+
+
+def build_task_optimizer(recipe: FinetuneRecipe, model: PreTrainedModel, steps: int) -> tuple[Optimizer, LRScheduler]:
+    """Make optimizer and schedule.
+
+    Args:
+        recipe: The recipe.
+        model: Of `build_task_model`.
+        steps: Of the run.
+
+    Returns:
+        Both; scale-invariant groups never warm up under ClippedSGD.
+    """
+    name = optimizer_of(recipe, model)
+    head_lr = DEFAULT_HEAD_LR if recipe.head_lr is None else recipe.head_lr
+    intrinsic_lr = min(EQUILIBRIUM_TIMES / steps, 0.5) if recipe.intrinsic_lr is None else recipe.intrinsic_lr
+    optimizer: Optimizer
+    if recipe.convert:
+        optimizer = conversion.build_optimizer(model, intrinsic_lr=intrinsic_lr, clip=recipe.clip, rest_lr=head_lr)
+    elif name == "clipped_sgd":
+        groups = param_groups(model)
+        optimizers: list[Optimizer] = [
+            ClippedSGD([g for g in groups if g["scale_invariant"]], clip=recipe.clip, intrinsic_lr=intrinsic_lr)
+        ]
+        if head := [g for g in groups if not g["scale_invariant"]]:
+            optimizers.append(torch.optim.AdamW(head, lr=head_lr, weight_decay=0.0))
+        optimizer = optimizers[0] if len(optimizers) == 1 else Hybrid(optimizers)
+    else:
+        optimizer = _adaptive(recipe, model, name)
+    warmup = round(recipe.warmup_share * steps) if steps > 1 else 0
+    warmed, never_warm = schedule(recipe.schedule, steps, warmup_steps=warmup), schedule(recipe.schedule, steps)
+    never = [g["name"] for g in optimizer.param_groups if g.get("scale_invariant") and name == "clipped_sgd"]
+    return optimizer, schedule_groups(optimizer, warmed, dict.fromkeys(never, never_warm))
+
+
+def _adaptive(recipe: FinetuneRecipe, model: PreTrainedModel, name: str) -> Optimizer:
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay, "name": "matrices"},
+        {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
+    ]
+    lr = DEFAULT_LR[name] if recipe.lr is None else recipe.lr
+    return Lamb(groups, lr=lr) if name == "lamb" else torch.optim.AdamW(groups, lr=lr)
+
+
+def _require_model(source: str) -> None:
+    """Refuse folders that hold no model of transformers; what is no folder may be a name of the hub."""
+    folder = Path(source)
+    if not folder.exists():
+        return
+    if (folder / "recipe.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(f"{source} has no model yet: go on with: sibert pretrain --resume {source}")
+    if is_converted(folder):
+        raise ValueError(f"{source} is converted already: give the plain folder it was made of, and --convert")
+    config_of_folder(folder)
+
+
+@contextlib.contextmanager
+def _clear_errors(source: str, what: str) -> Any:
+    """Say in one sentence why transformers cannot open a model."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        if not Path(source).exists():
+            reason = f"it is no folder here, and from the Hugging Face hub it cannot be read ({reason})"
+        raise ValueError(f"there is no {what} of this kind in {source}: {reason}") from error
