@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 
 # `make demo DEMO_RUN=elsewhere` keeps the run of an earlier demo.
 DEMO_RUN ?= demo-run
+DEMO_TASK_RUN ?= demo-docstrings
 DEMO_OPTIONS ?= --size tiny --vocab-size 1024 --seq-length 64 --validation-fraction 0.1 --steps 3500 --eval-every 500
 DEMO_TEXT ?= returns the [MASK] of the list
 # Two workers, a file each: fixtures that train a model are shared by the tests of their file.
@@ -31,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-fast lint format types contracts docs examples wheel check-wheel check-env bench bench-quality-smoke ci clean
+.PHONY: help demo demo-finetune test test-fast lint format types contracts docs examples wheel check-wheel check-env bench bench-quality-smoke ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,14 @@ demo: $(VENV)/stage-runtime ## pre-train a small SIBERT on real text with plain 
 	$(BIN)/sibert pretrain $(DEMO_OPTIONS) --out "$(DEMO_RUN)"
 	$(BIN)/sibert fill-mask "$(DEMO_RUN)" "$(DEMO_TEXT)"
 	$(BIN)/sibert report "$(DEMO_RUN)"
+
+demo-finetune: $(VENV)/stage-runtime ## fine-tune the demo's model on a small real task, beside two baselines, and predict
+	@[ -f "$(DEMO_RUN)/config.json" ] || $(MAKE) demo
+	@rm -rf "$(DEMO_TASK_RUN)"
+	$(BIN)/sibert finetune "$(DEMO_RUN)" --task docstrings --baselines --out "$(DEMO_TASK_RUN)"
+	@printf 'text\n"Return the number of items in the list."\n"Close the file and release the lock."\n' > "$(DEMO_TASK_RUN)/texts.csv"
+	$(BIN)/sibert predict "$(DEMO_TASK_RUN)" --input "$(DEMO_TASK_RUN)/texts.csv" --output "$(DEMO_TASK_RUN)/predictions.jsonl"
+	@cat "$(DEMO_TASK_RUN)/predictions.jsonl"
 
 test: $(VENV)/stage-test ## run every test, the slow ones included
 	$(OFFLINE) $(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_OPTIONS)

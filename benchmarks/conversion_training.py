@@ -3,13 +3,14 @@
     python benchmarks/conversion_training.py [--workers 2]     # results/conversion_training.json
 
 Text is a part of the standard library, byte by byte; images are scikit-learn's digits. Weights of the transformers
-begin with a standard deviation of 0.07, which is to width 64 what 0.02 is to BERT-base's 768: conversion keeps the norms
-that a model has (LOGBOOK says what 0.02 does to BERT). Both sides have the same initial function, batches, steps, cosine
-schedule and number of trials: six rates, then six variations at the best of them, each with one seed; the best of all,
-by validation loss, is run with three. AdamW begins with 5 % of warm-up, betas (0.9, 0.98) and weight decay 0.1 on
-matrices. ClippedSGD's rates are those of gains, biases and norms (`rest_lr`), its variations those of the intrinsic
-learning rate, which begins at 0.002; for text, one of the six leaves the tables of positions and segments plain (ViT's
-table is no embedding and always stays plain). Results are kept as they come; a run that is there is not repeated.
+begin with a standard deviation of 0.07, which is to width 64 what 0.02 is to BERT-base's 768: conversion keeps the
+norms that a model has (LOGBOOK says what 0.02 does to BERT). Both sides have the same initial function, batches,
+steps, cosine schedule and number of trials: six rates, then six variations at the best of them, each with one seed;
+the best of all, by validation loss, is run with three. AdamW begins with 5 % of warm-up, betas (0.9, 0.98) and weight
+decay 0.1 on matrices. ClippedSGD's rates are those of gains, biases and norms (`rest_lr`), its variations those of
+the intrinsic learning rate, which begins at 0.002; for text, one of the six leaves the tables of positions and
+segments plain (ViT's table is no embedding and always stays plain). Results are kept as they come; a run that is
+there is not repeated.
 """
 
 import argparse

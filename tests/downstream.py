@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
@@ -137,6 +139,9 @@ def own_files(folder: Path, task: str) -> Path:
                     who, where = PEOPLE[i % 5], PLACES[i * 2 % 5]
                     row = {"words": [who, "lives", "in", where, "."], "tags": ["B-PER", "O", "O", "B-LOC", "O"]}
                     file.write(json.dumps(row) + "\n")
+        elif task == "embedding":
+            table = pa.table({"anchor": [f"{who} lives" for who in PEOPLE], "positive": [f"in {p}" for p in PLACES]})
+            pq.write_table(table, folder / f"{split}.parquet")
         else:
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for i in range(number):

@@ -1,6 +1,8 @@
 """What the documents say and what the code does is compared where a machine can."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import typer.main
@@ -9,6 +11,7 @@ import sibert
 from sibert.cli.app import app
 from sibert.homogeneity.rules import as_table
 from sibert.models import SIZES
+from tests import downstream
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +51,27 @@ def test_the_sizes_of_the_training_guide_are_those_of_the_code():
 
 def test_the_citation_has_the_version_of_the_package():
     assert f"\nversion: {sibert.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_page_on_fine_tuning_can_be_followed(tmp_path, monkeypatch, run, capsys):
+    """Its files are written, its commands and its Python are run, in their order, with models that know nothing."""
+    downstream.pretrained(tmp_path / "run")
+    downstream.pretrained(tmp_path / "bert-folder", "bert")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
+    for language, title, text in re.findall(
+        r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    ):
+        if title:
+            Path(title).write_text(text)
+        elif language == "bash":
+            for line in text.splitlines():
+                command, *words = shlex.split(line)
+                assert command == "sibert"
+                status, _, err = run(*words)
+                assert status == 0, err
+        else:
+            exec(text, {})
+            assert re.search("praise|complaint", capsys.readouterr().out)
+    assert [json.loads(line)["index"] for line in Path("labels.jsonl").read_text().splitlines()] == [0, 1]
+    assert json.loads(Path("sweep/sweep.json").read_text())["best"]

@@ -22,8 +22,9 @@ PUBLIC = {
         "TokenFrequencies", "train_tokenizer", "unigram_entropy",
     },
     "sibert.evaluation": {
-        "Answer", "Examples", "GENERIC", "METRICS", "SquadScores", "TASKS", "Task", "Window", "answers_from_scores",
-        "entities", "entity_scores", "examples_of", "score", "span_labels", "squad_scores", "task_named", "windows",
+        "Answer", "Examples", "GENERIC", "METRICS", "Predictor", "SquadScores", "TASKS", "Task", "Tokenization",
+        "Window", "answers_from_scores", "bag_of_words", "entities", "entity_scores", "examples_of", "held_out",
+        "majority", "predict_file", "score", "span_labels", "squad_scores", "task_named", "task_rows", "windows",
     },
     "sibert.models": {
         "BertTwinForMaskedLM", "BertTwinForPreTraining", "INVARIANCES", "SIZES", "SibertConfig", "SibertForMaskedLM",
@@ -49,10 +50,11 @@ PUBLIC = {
     },
     "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
     "sibert.training": {
-        "Conversion", "DirectionsCallback", "LossWindow", "MetricsFile", "PretrainRecipe", "PretrainTrainer",
-        "ProgressCallback", "RunDirectory", "SignalCallback", "build_model", "build_training_optimizer",
-        "convert_folder", "environment", "fill_masks", "latest_checkpoint", "load_converted", "next_run_directory",
-        "optimizer_state_bytes", "peak_memory_bytes", "run_pretraining",
+        "Conversion", "DirectionsCallback", "FinetuneRecipe", "LossWindow", "MetricsFile", "PretrainRecipe",
+        "PretrainTrainer", "ProgressCallback", "RunDirectory", "SignalCallback", "TaskTrainer", "build_model",
+        "build_task_model", "build_task_optimizer", "build_training_optimizer", "convert_folder", "environment",
+        "evaluate_run", "fill_masks", "latest_checkpoint", "load_converted", "next_run_directory",
+        "optimizer_state_bytes", "peak_memory_bytes", "run_finetuning", "run_pretraining", "run_sweep",
     },
 }  # fmt: skip
 

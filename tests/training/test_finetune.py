@@ -5,8 +5,11 @@ import math
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
 from torchmetrics.functional.text import squad as squad_of_torchmetrics
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -19,6 +22,7 @@ from transformers import (
 from transformers.pipelines import SUPPORTED_TASKS
 
 from sibert.conversion import converted_weights
+from sibert.evaluation.prediction_files import predict_file
 from sibert.evaluation.predictor import HEADS, Predictor
 from sibert.evaluation.tasks import GENERIC, TASKS
 from sibert.training.evaluate import evaluate_run
@@ -30,7 +34,7 @@ from tests import downstream
 from tests.training.runs import records, weights
 
 GLUE = [name for name, task in TASKS.items() if task.hub and task.hub[0].endswith("glue")]
-OWN = [name for name in GENERIC if name != "embedding"]
+OWN = [name for name in GENERIC if name != "embedding"]  # which has a class of its own below
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,46 @@ class TestTheResultIsAnOrdinaryFolder:
         pipe = pipeline("question-answering", model=str(tmp_path / "run"))
         answer = pipe(question="Where lives Anna?", context=context)
         assert context[answer["start"] : answer["end"]].strip() == answer["answer"]
+
+
+@pytest.fixture(scope="module")
+def trained(sibert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embedding")
+    data = downstream.own_files(folder / "data", "embedding")
+    chosen = recipe(sibert, "embedding", data, batch_size=5, epochs=60.0, intrinsic_lr=3e-3)
+    run_finetuning(chosen, folder / "run", console=Console(quiet=True))
+    return folder
+
+
+class TestEmbeddings:
+    def test_anchors_find_their_positives(self, trained):
+        assert read_results(trained / "run")["scores"]["validation"]["retrieval_accuracy"] == 1.0
+        untrained = read_results(trained / "run")["optimizer_state_bytes"]
+        assert untrained == 0  # the whole encoder is scale invariant, and there is no head
+
+    def test_sentence_transformers_opens_it(self, trained):
+        loaded = SentenceTransformer(str(trained / "run"), device="cpu")
+        texts = ["Anna lives", "in Oslo in Oslo"]
+        theirs = loaded.encode(texts)
+        mine = Predictor.load(trained / "run").embeddings(texts)
+        np.testing.assert_allclose(theirs, mine, atol=1e-5)
+
+    def test_predictions_need_one_text(self, trained, tmp_path):
+        (tmp_path / "texts.csv").write_text("anchor\nAnna lives\n")
+        predict_file(Predictor.load(trained / "run"), tmp_path / "texts.csv", tmp_path / "out.jsonl")
+        vector = json.loads((tmp_path / "out.jsonl").read_text())["embedding"]
+        assert sum(x * x for x in vector) == pytest.approx(1.0, abs=1e-5)
+
+    def test_bert(self, bert, tmp_path, quiet):
+        data = downstream.own_files(tmp_path / "data", "embedding")
+        chosen = recipe(bert, "embedding", data, batch_size=5, convert="row")
+        assert run_finetuning(chosen, tmp_path / "run", console=quiet) == 0
+        SentenceTransformer(str(tmp_path / "run"), device="cpu")
+
+    def test_fewer_pairs_than_a_batch(self, sibert, tmp_path, quiet):
+        data = downstream.own_files(tmp_path / "data", "embedding")
+        with pytest.raises(ValueError, match="5 pairs are fewer than a batch of 8"):
+            run_finetuning(recipe(sibert, "embedding", data), tmp_path / "run", console=quiet)
 
 
 class TestConverted:
@@ -327,8 +371,6 @@ class TestModels:
 
 def test_squad_predictions_have_the_same_scores_by_another_scorer(sibert, tmp_path, quiet):
     """`sibert predict` to the leaderboard's format, scored by torchmetrics."""
-    from sibert.evaluation.prediction_files import predict_file
-
     data = downstream.squad(tmp_path / "data")
     run_finetuning(recipe(sibert, "squad", data, epochs=3.0), tmp_path / "run", console=quiet)
     predict_file(Predictor.load(tmp_path / "run"), data / "dev-v1.1.json", tmp_path / "answers.json")
@@ -374,4 +416,4 @@ def test_the_trainer_of_transformers_takes_model_and_optimizer(sibert, sst2, tmp
 
 
 def test_heads_are_those_of_transformers():
-    assert set(HEADS) == {task.kind for task in {**TASKS, **GENERIC}.values()} - {"embedding"}
+    assert set(HEADS) == {task.kind for task in {**TASKS, **GENERIC}.values()}

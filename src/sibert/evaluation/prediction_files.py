@@ -22,7 +22,7 @@ ENDS = (".jsonl", ".csv", ".tsv", ".json")
 
 
 def predict_file(
-    predictor: Predictor, source: Path, target: Path, progress: Callable[[int], None] = lambda rows: None
+    predictor: Predictor, source: str | Path, target: str | Path, progress: Callable[[int], None] = lambda rows: None
 ) -> tuple[int, int]:
     """Predict for every row of a file.
 
@@ -43,6 +43,7 @@ def predict_file(
         ValueError: At the first wrong row, with file, row and column; or if a file cannot be read or written, or the
             target's name ends in something else. What was done before is kept.
     """
+    source, target = Path(source), Path(target)
     end = target.suffix.lower()
     if end not in ENDS or (end == ".json" and predictor.task.kind != "qa"):
         known = ", ".join(ENDS if predictor.task.kind == "qa" else ENDS[:3])
@@ -56,23 +57,26 @@ def predict_file(
     partial = target.with_name(f"{target.name}.partial")
     head = _head(predictor, source)
     earlier = _earlier(partial, head)
-    with partial.open("a", encoding="utf-8", newline="\n") as file:
-        if earlier < 0:
-            file.truncate(0)
-            file.write(json.dumps(head) + "\n")
-        done = earlier = max(earlier, 0)
-        rows = islice(_rows(predictor, source), done, None)
-        while chunk := list(islice(rows, CHUNK)):
-            for prediction in _predict(predictor, chunk, done):
-                file.write(json.dumps(_finite(prediction), ensure_ascii=False) + "\n")
-            file.flush()
-            done += len(chunk)
-            progress(done)
+    done = max(earlier, 0)
+    try:
+        with partial.open("a", encoding="utf-8", newline="\n") as file:
+            if earlier < 0:
+                file.truncate(0)
+                file.write(json.dumps(head) + "\n")
+            rows = islice(_rows(predictor, source), done, None)
+            while chunk := list(islice(rows, CHUNK)):
+                for prediction in _predict(predictor, chunk, done):
+                    file.write(json.dumps(_finite(prediction), ensure_ascii=False) + "\n")
+                file.flush()
+                done += len(chunk)
+                progress(done)
+    finally:
+        if not done:
+            partial.unlink()
     if not done:
-        partial.unlink()
         raise ValueError(f"{source} has no rows")
     _finish(partial, target, predictor)
-    return done, earlier
+    return done, max(earlier, 0)
 
 
 def _head(predictor: Predictor, source: Path) -> dict[str, Any]:
@@ -112,15 +116,24 @@ def _earlier(partial: Path, head: dict[str, Any]) -> int:
 def _rows(predictor: Predictor, source: Path) -> Iterator[Row]:
     if predictor.task.kind == "qa" and ".json" in source.suffixes:
         return squad_rows(source)
-    return read_rows(source, required=predictor.task.columns)
+    return read_rows(source, required=_inputs(predictor))
+
+
+def _inputs(predictor: Predictor) -> tuple[str, ...]:
+    """Columns that are needed: of a pair for embeddings, the first text."""
+    columns = predictor.task.columns
+    return columns[:1] if predictor.task.kind == "embedding" else columns
 
 
 def _predict(predictor: Predictor, rows: list[Row], first: int) -> Iterator[Prediction]:
     task = predictor.task
     # Labels that a file may have are of no concern here, right or wrong.
     bare = [Row(row.file, row.place, {k: v for k, v in row.values.items() if k != task.target}) for row in rows]
-    columns = examples_of(task, {"rows": bare}, predictor.labels).splits["rows"]
-    for number, (row, prediction) in enumerate(zip(bare, predictor.predict(columns[:]), strict=True), start=first):
+    if task.kind == "embedding":
+        columns = {"anchor": [row.text(task.columns[0]) for row in bare]}
+    else:
+        columns = examples_of(task, {"rows": bare}, predictor.labels).splits["rows"][:]
+    for number, (row, prediction) in enumerate(zip(bare, predictor.predict(columns), strict=True), start=first):
         key = {"id": str(row.values["id"])} if task.kind == "qa" and "id" in row.values else {"index": number}
         yield {**key, **prediction}
 
@@ -153,7 +166,7 @@ def _write(file: io.TextIOBase, predictions: Iterable[Prediction], end: str) -> 
 
 
 def _plain(prediction: Prediction) -> Any:
-    for name in ("label", "value", "answer"):
+    for name in ("label", "value", "answer", "embedding"):
         if name in prediction:
             return prediction[name]
     return " ".join(prediction["tags"])

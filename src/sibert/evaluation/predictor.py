@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from sibert.evaluation.embeddings import mean_pooled, retrieval_accuracy
 from sibert.evaluation.entities import entity_scores
 from sibert.evaluation.examples import Examples
 from sibert.evaluation.metrics import score
@@ -29,6 +30,7 @@ HEADS = {
     "regression": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "qa": "AutoModelForQuestionAnswering",
+    "embedding": "AutoModel",
 }
 """Auto class of transformers by the kind of a task."""
 
@@ -56,7 +58,7 @@ class Predictor:
     cut: int = 0
 
     @classmethod
-    def load(cls, folder: Path, *, batch_size: int = 64, device: str = "cpu") -> "Predictor":
+    def load(cls, folder: str | Path, *, batch_size: int = 64, device: str = "cpu") -> "Predictor":
         """Open a fine-tuned run.
 
         Args:
@@ -67,6 +69,7 @@ class Predictor:
         Raises:
             ValueError: If the folder is no such run.
         """
+        folder = Path(folder)
         file = folder / DESCRIPTION
         if not file.is_file():
             unfinished = (folder / "finetune.json").is_file()
@@ -108,14 +111,17 @@ class Predictor:
             columns: Of the examples, without labels.
 
         Returns:
-            In their order: {"label", "score"}, {"value"}, {"tags"} (one for each word), or {"answer", "start", "end",
-            "score", "no_answer", "best"}: the text, its characters in the context, start plus end score, the evidence
-            that there is none, and the best text all the same; "answer" is "" where the evidence exceeds the threshold.
+            In their order: {"label", "score"}, {"value"}, {"tags"} (one for each word), {"embedding"} (of "anchor"), or
+            {"answer", "start", "end", "score", "no_answer", "best"}: the text, its characters in the context, start
+            plus end score, the evidence that there is none, and the best text all the same; "answer" is "" where the
+            evidence exceeds the threshold.
         """
         if self.task.kind == "qa":
             return self._answers(columns)
         if self.task.kind == "token-classification":
             return self._tags(columns["words"])
+        if self.task.kind == "embedding":
+            return [{"embedding": vector.tolist()} for vector in self.embeddings(columns["anchor"])]
         rows, cut = self.tokenization.texts(columns)
         self.cut += cut
         logits_NL = np.stack([logits_L for (logits_L,) in self._outputs(rows, "logits")])
@@ -153,6 +159,10 @@ class Predictor:
             ValueError: If the split has no labels.
         """
         data = examples.splits[split]
+        if self.task.kind == "embedding":
+            anchors, positives = (self.embeddings(data[name]) for name in ("anchor", "positive"))
+            accuracy = retrieval_accuracy(anchors, positives)
+            return {"retrieval_accuracy": accuracy, "score": accuracy}, []
         target = "answers" if self.task.kind == "qa" else "label"
         if target not in data.column_names:
             raise ValueError(f"the {split} split of {self.task.name} has no labels: predict it, or take another split")
@@ -236,6 +246,19 @@ class Predictor:
                 tags[owner][word] = self.labels[int(logits_TL[place].argmax())]
         return [{"tags": one} for one in tags]
 
+    def embeddings(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of length 1.
+
+        Args:
+            texts: N of them.
+
+        Returns:
+            [N, D].
+        """
+        rows, cut = self.tokenization.texts({"text": texts})
+        self.cut += cut
+        return np.stack([vector_D for (vector_D,) in self._outputs(rows, "last_hidden_state")])
+
     def _outputs(self, rows: Sequence[Row], *names: str) -> Iterator[tuple[np.ndarray, ...]]:
         """Outputs of the model for each row, without padding, in order; rows of like length share a batch."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
@@ -257,6 +280,8 @@ class Predictor:
         device = next(self.model.parameters()).device
         result = self.model(**{name: tensor.to(device) for name, tensor in padded.items()})
         tensors: list[Tensor] = [result[name].float().cpu() for name in names]
+        if self.task.kind == "embedding":
+            tensors = [mean_pooled(tensor, padded["attention_mask"]) for tensor in tensors]
         along_tokens = self.task.kind in ("qa", "token-classification")
         # Padding may be on either side; the tokenizer says where.
         masks = padded["attention_mask"].bool()

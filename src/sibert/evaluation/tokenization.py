@@ -142,11 +142,12 @@ class Tokenization:
         """What a model of transformers is trained on.
 
         Args:
-            examples: Of any kind but "embedding", with labels.
+            examples: With labels.
             split: Which.
 
         Returns:
-            Rows with labels, and what a user should know, in sentences.
+            Rows with labels (for embeddings, the ids of both texts, "anchor" and "positive"), and what a user should
+            know, in sentences.
         """
         data = examples.splits[split]
         kind, cut, parts = examples.task.kind, 0, []
@@ -156,6 +157,9 @@ class Tokenization:
                 rows = self._labelled_windows(columns)
             elif kind == "token-classification":
                 rows = self._labelled_words(columns)
+            elif kind == "embedding":
+                rows, more = self._pairs(columns)
+                cut += more
             else:
                 rows, more = self.texts(columns)
                 cut += more
@@ -197,6 +201,11 @@ class Tokenization:
         if self.segments and window.token_type_ids is not None:
             row["token_type_ids"] = window.token_type_ids
         return row
+
+    def _pairs(self, columns: Mapping[str, Any]) -> tuple[list[Row], int]:
+        (anchors, cut), (positives, more) = (self.texts({"text": columns[name]}) for name in ("anchor", "positive"))
+        pairs = zip(anchors, positives, strict=True)
+        return [{"anchor": one["input_ids"], "positive": other["input_ids"]} for one, other in pairs], cut + more
 
     def _labelled_words(self, columns: Mapping[str, Any]) -> list[Row]:
         rows, owners, decides = self.words(columns["words"])

@@ -15,10 +15,10 @@ __all__ = ["evaluate_run"]
 
 
 def evaluate_run(
-    run: Path,
+    run: str | Path,
     *,
     task: str | None = None,
-    data: Path | None = None,
+    data: str | Path | None = None,
     split: str | None = None,
     batch_size: int = 64,
     note: Callable[[str], None] = lambda text: None,
@@ -39,6 +39,8 @@ def evaluate_run(
     Raises:
         ValueError: If the run or the data are of another task, or nothing has labels.
     """
+    run = Path(run)
+    data = None if data is None else Path(data)
     predictor = Predictor.load(run, batch_size=batch_size, device="cuda" if torch.cuda.is_available() else "cpu")
     if task is not None and task != predictor.task.name:
         raise ValueError(f"{run} is fine-tuned for {predictor.task.name}, not for {task}")

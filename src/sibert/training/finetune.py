@@ -19,6 +19,7 @@ from transformers.trainer_callback import ProgressCallback as TransformersProgre
 
 from sibert.evaluation import Examples, examples_of, task_named
 from sibert.evaluation.baselines import bag_of_words, majority
+from sibert.evaluation.embeddings import contrastive_loss, mean_pooled, write_modules
 from sibert.evaluation.predictor import DESCRIPTION, Predictor
 from sibert.evaluation.sources import held_out, task_rows
 from sibert.evaluation.tokenization import Tokenization
@@ -90,6 +91,19 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The model's own loss; for embeddings the contrastive one."""
+        if self.examples.task.kind != "embedding":
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        anchors_BD, positives_BD = (
+            mean_pooled(model(**inputs[name]).last_hidden_state, inputs[name]["attention_mask"])
+            for name in ("anchor", "positive")
+        )
+        loss = contrastive_loss(anchors_BD, positives_BD)
+        return (loss, {}) if return_outputs else loss
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep what `Trainer` logs in the run's metrics, too."""
         super().log(logs, start_time)
@@ -109,7 +123,7 @@ def evaluated_splits(examples: Examples) -> list[str]:
     Args:
         examples: Of a task.
     """
-    target = "answers" if examples.task.kind == "qa" else "label"
+    target = {"qa": "answers", "embedding": "positive"}.get(examples.task.kind, "label")
     labelled = [name for name, data in examples.splits.items() if name != "train" and target in data.column_names]
     return sorted(labelled, key=lambda name: (name not in examples.task.splits, labelled.index(name)))
 
@@ -143,7 +157,9 @@ def load_examples(recipe: FinetuneRecipe) -> Examples:
     return Examples(examples.task, examples.labels, examples.splits, (*notes, *examples.notes))
 
 
-def run_finetuning(recipe: FinetuneRecipe, out: Path, *, resume: bool = False, console: Console | None = None) -> int:
+def run_finetuning(
+    recipe: FinetuneRecipe, out: str | Path, *, resume: bool = False, console: Console | None = None
+) -> int:
     """Fine-tune a model for a task, or go on with a run that was stopped.
 
     Args:
@@ -198,13 +214,18 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
     reading = Tokenization.of(model, tokenizer, length, recipe.stride)
     rows, more = reading.training(examples)
     predictor = Predictor(model, reading, examples.task, examples.labels, batch_size=2 * recipe.batch_size)
-    per_epoch = math.ceil(len(rows) / recipe.batch_size)
+    pairs = examples.task.kind == "embedding"
+    if pairs and len(rows) < recipe.batch_size:
+        raise ValueError(
+            f"{len(rows)} pairs are fewer than a batch of {recipe.batch_size}: give a smaller --batch-size"
+        )
+    per_epoch = (math.floor if pairs else math.ceil)(len(rows) / recipe.batch_size)
     steps = max(1, round(recipe.epochs * per_epoch))
     optimizer, lr_schedule = build_task_optimizer(recipe, model, steps)
     name = optimizer_of(recipe, model)
     trainer = TaskTrainer(
         model=model,
-        args=_arguments(recipe, run, steps, per_epoch, clipped=name == "clipped_sgd"),
+        args=_arguments(recipe, run, steps, per_epoch, clipped=name == "clipped_sgd", drop_last=pairs),
         data_collator=_collator(examples, tokenizer),
         train_dataset=rows,
         eval_dataset=examples.splits[evaluated_splits(examples)[0]],
@@ -238,12 +259,27 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
 def _collator(examples: Examples, tokenizer: Any) -> Any:
     from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
+    if examples.task.kind == "embedding":
+        return _PairCollator(tokenizer)
     tags = examples.task.kind == "token-classification"
     return DataCollatorForTokenClassification(tokenizer) if tags else DataCollatorWithPadding(tokenizer)
 
 
+@dataclass(frozen=True)
+class _PairCollator:
+    """Pads anchors and positives, each for themselves."""
+
+    tokenizer: Any
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            name: dict(self.tokenizer.pad([{"input_ids": row[name]} for row in rows], return_tensors="pt"))
+            for name in ("anchor", "positive")
+        }
+
+
 def _arguments(
-    recipe: FinetuneRecipe, run: FinetuneDirectory, steps: int, per_epoch: int, *, clipped: bool
+    recipe: FinetuneRecipe, run: FinetuneDirectory, steps: int, per_epoch: int, *, clipped: bool, drop_last: bool
 ) -> TrainingArguments:
     interval = min(recipe.eval_every or per_epoch, steps)
     return TrainingArguments(
@@ -269,6 +305,9 @@ def _arguments(
         dataloader_pin_memory=torch.cuda.is_available() and recipe.device != "cpu",
         report_to="none",
         disable_tqdm=True,
+        remove_unused_columns=False,
+        # An incomplete batch has fewer negatives and would weigh as much.
+        dataloader_drop_last=drop_last,
     )
 
 
@@ -298,7 +337,10 @@ def _finish(
         "rows": {split: len(data) for split, data in examples.splits.items()},
     }
     run.write_json(DESCRIPTION, predictor.describe())
-    run.save_model(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if examples.task.kind == "embedding":
+        write_modules(run.path, model.config.hidden_size, predictor.tokenization.length)
+    run.save_model(model, trainer.processing_class)
     run.write_json(RESULTS, record)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     for split, values in scores.items():

@@ -60,7 +60,7 @@ def _value(text: str) -> Any:
 
 def run_sweep(
     recipe: FinetuneRecipe,
-    out: Path,
+    out: str | Path,
     *,
     seeds: int = 1,
     grid: Mapping[str, Sequence[Any]] | None = None,
@@ -82,7 +82,7 @@ def run_sweep(
         ValueError: As `run_finetuning`, or if the folder holds the sweep of another recipe.
     """
     console = console or Console(highlight=False, soft_wrap=True)
-    grid = grid or {}
+    grid, out = grid or {}, Path(out)
     runs = [
         (dict(zip(grid, values, strict=True)), recipe.seed + i)
         for values in itertools.product(*grid.values())

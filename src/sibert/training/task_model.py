@@ -60,7 +60,7 @@ def build_task_model(recipe: FinetuneRecipe, examples: Examples) -> tuple[PreTra
     set_seed(recipe.seed)
     notes: list[str] = []
     options: dict[str, Any] = {}
-    if examples.task.kind != "qa":
+    if examples.task.kind not in ("qa", "embedding"):
         labels = examples.labels or ("value",)
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: i for i, label in enumerate(labels)}
@@ -83,10 +83,13 @@ def build_task_model(recipe: FinetuneRecipe, examples: Examples) -> tuple[PreTra
     if replaced := sorted({key[0] for key in loaded.get("mismatched_keys", ())}):
         known = ", ".join(map(str, own.values()))
         notes.append(f"the model's head had the labels {known} and is replaced: {', '.join(replaced)}")
-    body = [key for key in loaded["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    bare = examples.task.kind == "embedding"
+    body = [key for key in loaded["missing_keys"] if bare or key.startswith(f"{model.base_model_prefix}.")]
     body = [key for key in body if "pooler" not in key]
     if body:
         raise ValueError(f"{recipe.model} lacks weights of its encoder ({', '.join(sorted(body)[:3])}): it is damaged")
+    if examples.task.kind == "embedding" and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # means of tokens do not pass through it, so nothing would train it
     if recipe.convert:
         conversion.make_scale_invariant(model, granularity=recipe.convert)
     return model, notes
