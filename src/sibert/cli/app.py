@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from sibert import __version__
-from sibert.cli import check, convert, evaluate, fill_mask, finetune, pretrain, report
+from sibert.cli import check, convert, evaluate, export, fill_mask, finetune, pretrain, report
 from sibert.cli.environment import show_environment
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(evaluate.predict)
+app.command("export")(export.export)
 app.command("fill-mask")(fill_mask.fill_mask)
 app.command("report")(report.report)
 app.command("check")(check.check)
