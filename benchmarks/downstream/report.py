@@ -1,0 +1,120 @@
+"""Tables and a figure of the downstream study, from its stored runs.
+
+    python benchmarks/downstream/report.py
+
+Writes results/downstream.md and docs/figures/downstream_sensitivity.svg. What has not been measured is left out.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from scipy import stats
+from study import CONTESTANTS, RESULTS, ROOT, SEEDS, WIDE, Study, score, wide_trials
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+OURS, THEIRS = "SIBERT matrix, ClippedSGD", "BERT, AdamW"
+CONVERTED = "BERT converted, ClippedSGD"
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte", "squad")
+
+
+def scores(study: Study, contestant: str, task: str) -> list[float]:
+    """Of the best setting, one for each seed that was run."""
+    setting = study.best(contestant, task)
+    if setting is None:
+        return []
+    found = [study.find(contestant, task, setting, seed) for seed in SEEDS]
+    return [score(record) for record in found if record is not None]
+
+
+def holm(values: dict[str, float]) -> dict[str, float]:
+    """Holm's correction: each p-value times the number of those not smaller, never falling."""
+    corrected, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, p * (len(values) - rank)))
+        corrected[name] = largest
+    return corrected
+
+
+def paired(study: Study, one: str, other: str) -> list[list[str]]:
+    """Difference of the means of two contestants on each task, and whether the seeds could explain it."""
+    differences = {
+        task: (a, b) for task in TASKS if len(a := scores(study, one, task)) == len(b := scores(study, other, task)) > 1
+    }
+    p = holm({task: float(stats.ttest_rel(a, b).pvalue) for task, (a, b) in differences.items()})
+    rows = [
+        [task, f"{statistics.fmean(a) - statistics.fmean(b):+.1f}", f"{p[task]:.3f}"]
+        for task, (a, b) in differences.items()
+    ]
+    if rows:
+        mean = statistics.fmean(statistics.fmean(a) - statistics.fmean(b) for a, b in differences.values())
+        rows.append(["mean", f"{mean:+.1f}", ""])
+    return rows
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def shown(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def costs(study: Study, contestant: str) -> list[str]:
+    """Seconds of a step, and the optimizer's state, on MRPC's best run."""
+    setting = study.best(contestant, "mrpc")
+    record: dict[str, Any] | None = None if setting is None else study.find(contestant, "mrpc", setting, SEEDS[0])
+    if record is None:
+        return ["", ""]
+    return [f"{1000 * record['seconds'] / record['steps']:.0f}", f"{record['optimizer_state_bytes'] / 1e6:.2f}"]
+
+
+def draw(study: Study) -> None:
+    """Scores where all rates are wrong by a factor."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for index, (contestant, task, setting, seed) in enumerate(wide_trials(study)):
+        record = study.find(contestant, task, setting, seed)
+        if record is not None:
+            found.setdefault((task, contestant), []).append((WIDE[index % len(WIDE)], score(record)))
+    if not found:
+        return
+    tasks = sorted({task for task, _ in found})
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.2), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for (own, contestant), points in found.items():
+            if own == task:
+                axis.plot(*zip(*sorted(points), strict=True), marker="o", label=contestant)
+        axis.set(xscale="log", xlabel="learning rates times", ylabel=f"{task}: score, percent")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / "figures" / "downstream_sensitivity.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    study = Study({}, 1)
+    rows = [
+        [name, *(shown(scores(study, name, task)) for task in TASKS), *costs(study, name)]
+        for name in CONTESTANTS
+        if any(scores(study, name, task) for task in TASKS)
+    ]
+    parts = [table(["", *TASKS, "ms a step", "state, MB"], rows)]
+    for one, other in ((OURS, THEIRS), (CONVERTED, THEIRS)):
+        if differences := paired(study, one, other):
+            parts.append(f"{one} less {other}:\n\n" + table(["task", "difference", "p (Holm)"], differences))
+    text = "\n\n".join(parts) + "\n"
+    RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
+    draw(study)
+    print(json.dumps(len(study.records)), "runs")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Pre-trains several encoders on the same tokens and fine-tunes each on the same tasks, with the same tuning.
+
+    python benchmarks/downstream/study.py [PHASE ...] --text FILE ... --glue FOLDER --qa FOLDER [--workers 2]
+
+Phases: `pretrain` (one run each), `tune` (six settings on each task, seed 0), `seeds` (the best setting, four more
+seeds), `sensitivity` (the model converted and not, learning rates over four orders of magnitude). The models are kept
+in runs/downstream, results are lines of benchmarks/results/downstream.jsonl; what is there is not run again.
+
+GLUE's folder has CoLA, SST-2, MRPC, STS-B, QNLI, RTE as the official archive has them (packed is fine). Where the
+official data are not to be had, proxies take their place: for MNLI and QNLI's missing training set the labelled
+`QNLI dev`, split in two by question; for SQuAD `SQuADShifts new_wiki -> SQuAD 1.1 dev`. SST-2 is trained on 10,000 of
+its rows. None of these scores can be compared with published ones.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sibert.evaluation import TASKS, held_out, task_named, task_rows
+from sibert.evaluation.glue import glue_rows
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "downstream.jsonl"
+WORK = ROOT / "runs" / "downstream"
+SEEDS = (0, 1, 2, 3, 4)
+PRETRAINING = {
+    "size": "tiny", "vocab_size": 4096, "seq_length": 128, "batch_size": 32, "steps": 4000, "documents": "blank-line",
+    "log_every": 100,
+}  # fmt: skip
+RATES = [5e-5 * 2**k for k in range(6)]
+TIMES = [(D, lr) for D in (0.03, 0.1, 0.3) for lr in (1e-3, 4e-3)]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A pre-trained model and how it is fine-tuned.
+
+    Attributes:
+        pretraining: Name of the model, a key of `MODELS`.
+        options: Of every fine-tuning recipe.
+        settings: The six of the search; "D" is intrinsic_lr times steps.
+    """
+
+    pretraining: str
+    options: dict[str, Any]
+    settings: list[dict[str, float]] = field(default_factory=list)
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "sibert-matrix": {"invariance": "matrix", "intrinsic_lr": 3.2e-3},
+    "sibert-joint": {"invariance": "joint"},
+    "bert": {"model": "bert", "optimizer": "adamw", "lr": 2e-3},
+}
+OF_SGD: list[dict[str, float]] = [{"D": D, "head_lr": lr} for D, lr in TIMES]
+CONTESTANTS: dict[str, Contestant] = {
+    "SIBERT matrix, ClippedSGD": Contestant("sibert-matrix", {}, OF_SGD),
+    "SIBERT joint, ClippedSGD": Contestant("sibert-joint", {}, OF_SGD),
+    "SIBERT joint, LAMB": Contestant("sibert-joint", {"optimizer": "lamb"}, [{"lr": 10 * lr} for lr in RATES]),
+    "BERT, AdamW": Contestant("bert", {}, [{"lr": 2 * lr} for lr in RATES]),
+    "BERT converted, ClippedSGD": Contestant("bert", {"convert": "row"}, OF_SGD),
+}
+WIDE = [10.0**k for k in (-2, -1, 0, 1, 2)]
+EPOCHS = {"rte": 6.0, "mrpc": 6.0, "stsb": 6.0, "cola": 4.0, "qnli": 4.0, "sst2": 3.0, "squad": 2.0}
+
+
+def prepare(glue: Path, qa: Path) -> dict[str, Path]:
+    """Folders of the tasks, the proxies among them written anew."""
+    folders = {
+        "cola": glue / "CoLA", "mrpc": glue / "MRPC", "stsb": glue / "STS-B", "rte": glue / "RTE",
+    }  # fmt: skip
+    for name, folder in (("sst2", "SST-2"), ("qnli", "QNLI")):
+        task, target = TASKS[name], WORK / "data" / name
+        target.mkdir(parents=True, exist_ok=True)
+        splits = {split: list(rows) for split, rows in glue_rows(task, glue / folder).items()}
+        if name == "sst2":
+            train, _ = splits["train"], None
+            share = 10_000 / len(train)
+            parts = {"train": held_out(task, train, share)[1], "validation": splits["validation"]}
+        else:
+            parts = dict(zip(("train", "validation"), held_out(task, splits["validation"], 0.3), strict=True))
+        for split, rows in parts.items():
+            with (target / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row.values) + "\n" for row in rows)
+        folders[name] = target
+    squad = WORK / "data" / "squad"
+    squad.mkdir(parents=True, exist_ok=True)
+    for source, name in (("squadshifts_new_wiki", "train-v1.1"), ("squad1.1-dev", "dev-v1.1")):
+        shutil.copy(qa / f"{source}.json.xz", squad / f"{name}.json.xz")
+    return {**folders, "squad": squad}
+
+
+def pretrain(name: str, text: Sequence[str]) -> Path:
+    """The pre-trained model, trained if it is not there."""
+    from rich.console import Console
+
+    from sibert.training import PretrainRecipe, run_pretraining
+
+    out = WORK / name
+    if not (out / "model.safetensors").exists():
+        shared = WORK / "tokenizer"
+        recipe = PretrainRecipe(**{**PRETRAINING, **MODELS[name]}, data=list(text), tokenizer=_tokenizer(shared, text))
+        run_pretraining(recipe, out, resume=(out / "recipe.json").exists(), console=Console(quiet=True))
+    return out
+
+
+def _tokenizer(folder: Path, text: Sequence[str]) -> str:
+    """One tokenizer for all: training it twice gives other ids."""
+    if not folder.exists():
+        from sibert.data import prepare_corpus
+
+        length, size = PRETRAINING["seq_length"], PRETRAINING["vocab_size"]
+        corpus = prepare_corpus(list(text), vocab_size=size, seq_length=length, documents="blank-line")
+        corpus.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def finetune(contestant: str, task: str, data: Path, setting: dict[str, float], seed: int) -> dict[str, Any]:
+    """One run, and what is kept of it."""
+    from rich.console import Console
+
+    from sibert.training import FinetuneRecipe, run_finetuning
+    from sibert.training.finetune import load_examples, read_results
+    from sibert.training.task_model import load_tokenizer
+
+    one = CONTESTANTS[contestant]
+    options: dict[str, Any] = {"epochs": EPOCHS[task], "device": "cpu", **one.options, **setting}
+    D = options.pop("D", None)
+    recipe = FinetuneRecipe(
+        model=str(WORK / one.pretraining), task=task, data=str(data), seed=seed, length=128, **options
+    )
+    if D is not None:
+        from transformers import AutoModel
+
+        from sibert.evaluation import Tokenization
+
+        model = AutoModel.from_pretrained(recipe.model)
+        reading = Tokenization.of(model, load_tokenizer(recipe.model), recipe.length, recipe.stride)
+        rows, _ = reading.training(load_examples(recipe))
+        steps = max(1, round(recipe.epochs * math.ceil(len(rows) / recipe.batch_size)))
+        recipe = FinetuneRecipe(**{**recipe.__dict__, "intrinsic_lr": D / steps})
+    folder = WORK / "finetuning" / f"{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    run_finetuning(recipe, folder, console=Console(quiet=True))
+    results = read_results(folder)
+    shutil.rmtree(folder)
+    kept = {
+        name: results[name] for name in ("scores", "steps", "seconds", "optimizer_state_bytes", "peak_memory_bytes")
+    }
+    return {"contestant": contestant, "task": task, "setting": setting, "seed": seed, **kept}
+
+
+def key(record: dict[str, Any]) -> str:
+    """What makes a run the same."""
+    return json.dumps([record[name] for name in ("contestant", "task", "setting", "seed")], sort_keys=True)
+
+
+class Study:
+    """The runs that there are, and how more are made.
+
+    Args:
+        folders: Of the tasks.
+        workers: Runs at once.
+    """
+
+    def __init__(self, folders: dict[str, Path], workers: int) -> None:
+        self.folders, self.workers = folders, workers
+        lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+        self.records = {key(record): record for record in map(json.loads, lines)}
+
+    def run(self, trials: Sequence[tuple[str, str, dict[str, float], int]]) -> None:
+        """Run what is missing; each result is stored as soon as it is there."""
+        names = ("contestant", "task", "setting", "seed")
+        missing = [trial for trial in trials if key(dict(zip(names, trial, strict=True))) not in self.records]
+        print(f"{len(trials)} runs, {len(missing)} to do", flush=True)
+        with ProcessPoolExecutor(self.workers) as pool:
+            running = [pool.submit(finetune, c, t, self.folders[t], setting, seed) for c, t, setting, seed in missing]
+            for done in as_completed(running):
+                record = done.result()
+                self.records[key(record)] = record
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(
+                    record["contestant"], record["task"], record["setting"], record["seed"], score(record), flush=True
+                )
+
+    def find(self, contestant: str, task: str, setting: dict[str, float], seed: int) -> dict[str, Any] | None:
+        """A run, if it is there."""
+        return self.records.get(key({"contestant": contestant, "task": task, "setting": setting, "seed": seed}))
+
+    def best(self, contestant: str, task: str) -> dict[str, float] | None:
+        """The setting with the highest score of the search."""
+        found = [
+            (score(record), -index, setting)
+            for index, setting in enumerate(CONTESTANTS[contestant].settings)
+            if (record := self.find(contestant, task, setting, SEEDS[0])) is not None
+        ]
+        return max(found, key=lambda one: one[:2])[2] if found else None
+
+    def tune(self) -> None:
+        """Six settings of each contestant on each task."""
+        self.run([(c, t, s, SEEDS[0]) for t in self.folders for c, one in CONTESTANTS.items() for s in one.settings])
+
+    def seeds(self) -> None:
+        """More seeds at the best setting."""
+        self.run(
+            [
+                (c, t, setting, seed)
+                for seed in SEEDS[1:]
+                for t in self.folders
+                for c in CONTESTANTS
+                if (setting := self.best(c, t)) is not None
+            ]
+        )
+
+    def sensitivity(self) -> None:
+        """Learning rates that are wrong by up to a factor of 100, for the model converted and not."""
+        self.run(wide_trials(self))
+
+
+def wide_trials(study: Study) -> list[tuple[str, str, dict[str, float], int]]:
+    """The runs of the phase `sensitivity`: all rates of a setting multiplied."""
+    return [
+        (c, t, {name: value * factor for name, value in setting.items()}, SEEDS[0])
+        for t in ("cola", "mrpc")
+        for c in ("BERT converted, ClippedSGD", "BERT, AdamW")
+        if (setting := study.best(c, t)) is not None
+        for factor in WIDE
+    ]
+
+
+def score(record: dict[str, Any]) -> float:
+    """Of the task's first split, in percent."""
+    first = task_named(record["task"]).splits[0]
+    return 100 * float(record["scores"][first]["score"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phases", nargs="*", metavar="PHASE")
+    parser.add_argument("--text", nargs="+", required=True)
+    parser.add_argument("--glue", type=Path, required=True)
+    parser.add_argument("--qa", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
+    phases = options.phases or ["pretrain", "tune", "seeds", "sensitivity"]
+    if "pretrain" in phases:
+        _tokenizer(WORK / "tokenizer", options.text)
+        with ProcessPoolExecutor(options.workers) as pool:
+            list(pool.map(pretrain, MODELS, [options.text] * len(MODELS)))
+    study = Study(prepare(options.glue, options.qa), options.workers)
+    for task, folder in study.folders.items():
+        assert task_rows(task_named(task), folder)
+    for phase in phases:
+        if phase != "pretrain":
+            print(f"== {phase}", flush=True)
+            getattr(study, phase)()
+
+
+if __name__ == "__main__":
+    main()
