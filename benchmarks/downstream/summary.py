@@ -1,6 +1,6 @@
 """Tables and a figure of the downstream study, from its stored runs.
 
-    python benchmarks/downstream/report.py
+    python benchmarks/downstream/summary.py
 
 Writes results/downstream.md and docs/figures/downstream_sensitivity.svg. What has not been measured is left out.
 """
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from finetuning import CONTESTANTS, RESULTS, ROOT, SEEDS, WIDE, Study, score, wide_trials
 from scipy import stats
-from study import CONTESTANTS, RESULTS, ROOT, SEEDS, WIDE, Study, score, wide_trials
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,6 +1,6 @@
 """Pre-trains several encoders on the same tokens and fine-tunes each on the same tasks, with the same tuning.
 
-    python benchmarks/downstream/study.py [PHASE ...] --text FILE ... --glue FOLDER --qa FOLDER [--workers 2]
+    python benchmarks/downstream/finetuning.py [PHASE ...] --text FILE ... --glue FOLDER --qa FOLDER [--workers 2]
 
 Phases: `pretrain` (one run each), `tune` (six settings on each task, seed 0), `seeds` (the best setting, four more
 seeds), `sensitivity` (the model converted and not, learning rates over four orders of magnitude). The models are kept
@@ -66,6 +66,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "BERT, AdamW": Contestant("bert", {}, [{"lr": 2 * lr} for lr in RATES]),
     "BERT converted, ClippedSGD": Contestant("bert", {"convert": "row"}, OF_SGD),
 }
+SST2_ROWS = 10_000
 WIDE = [10.0**k for k in (-2, -1, 0, 1, 2)]
 EPOCHS = {"rte": 6.0, "mrpc": 6.0, "stsb": 6.0, "cola": 4.0, "qnli": 4.0, "sst2": 3.0, "squad": 2.0}
 
@@ -80,9 +81,10 @@ def prepare(glue: Path, qa: Path) -> dict[str, Path]:
         target.mkdir(parents=True, exist_ok=True)
         splits = {split: list(rows) for split, rows in glue_rows(task, glue / folder).items()}
         if name == "sst2":
-            train, _ = splits["train"], None
-            share = 10_000 / len(train)
-            parts = {"train": held_out(task, train, share)[1], "validation": splits["validation"]}
+            train = splits["train"]
+            if len(train) > SST2_ROWS:
+                train = held_out(task, train, SST2_ROWS / len(train))[1]
+            parts = {"train": train, "validation": splits["validation"]}
         else:
             parts = dict(zip(("train", "validation"), held_out(task, splits["validation"], 0.3), strict=True))
         for split, rows in parts.items():
