@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 
 OURS, THEIRS = "SIBERT matrix, ClippedSGD", "BERT, AdamW"
 CONVERTED = "BERT converted, ClippedSGD"
+DEFAULT = {"D": 0.1, "head_lr": 1e-3}
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte", "squad")
 
 
@@ -53,6 +54,18 @@ def paired(study: Study, one: str, other: str) -> list[list[str]]:
     if rows:
         mean = statistics.fmean(statistics.fmean(a) - statistics.fmean(b) for a, b in differences.values())
         rows.append(["mean", f"{mean:+.1f}", ""])
+    return rows
+
+
+def defaults(study: Study) -> list[list[str]]:
+    """What the search gains over the library's defaults, for ours; one seed."""
+    rows = []
+    for task in TASKS:
+        default, best = study.find(OURS, task, DEFAULT, SEEDS[0]), study.best(OURS, task)
+        if default is not None and best is not None:
+            record = study.find(OURS, task, best, SEEDS[0])
+            assert record is not None
+            rows.append([task, f"{score(default):.1f}", f"{score(record):.1f}", str(best)])
     return rows
 
 
@@ -109,6 +122,8 @@ def main() -> None:
     for one, other in ((OURS, THEIRS), (CONVERTED, THEIRS)):
         if differences := paired(study, one, other):
             parts.append(f"{one} less {other}:\n\n" + table(["task", "difference", "p (Holm)"], differences))
+    if rows := defaults(study):
+        parts.append(f"{OURS}, seed 0:\n\n" + table(["task", "defaults", "best of six", "which"], rows))
     text = "\n\n".join(parts) + "\n"
     RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
     draw(study)

@@ -6,9 +6,10 @@ import finetuning
 import pytest
 from finetuning import CONTESTANTS, MODELS, Study, prepare
 from scipy import stats
-from summary import CONVERTED, OURS, THEIRS, holm, paired, scores
+from summary import CONVERTED, DEFAULT, OURS, THEIRS, holm, paired, scores
 
 from sibert.evaluation import task_named, task_rows
+from sibert.training.finetune_recipe import DEFAULT_HEAD_LR, EQUILIBRIUM_TIMES
 from tests import downstream
 
 
@@ -21,6 +22,11 @@ def test_all_have_as_many_settings_and_a_model():
     assert {len(one.settings) for one in CONTESTANTS.values()} == {6}
     assert {one.pretraining for one in CONTESTANTS.values()} == set(MODELS)
     assert {OURS, THEIRS, CONVERTED} <= set(CONTESTANTS)
+
+
+def test_the_library_s_defaults_are_among_the_settings():
+    assert DEFAULT in CONTESTANTS[OURS].settings
+    assert {"D": EQUILIBRIUM_TIMES, "head_lr": DEFAULT_HEAD_LR} == DEFAULT
 
 
 def test_the_best_setting_is_found_and_its_seeds_are_compared(tmp_path, monkeypatch):
