@@ -2,15 +2,14 @@
 
     python benchmarks/conversion_training.py [--workers 2]     # results/conversion_training.json
 
-Text is a part of the standard library, byte by byte; images are scikit-learn's digits. Weights of the transformers
-begin with a standard deviation of 0.07, which is to width 64 what 0.02 is to BERT-base's 768: conversion keeps the
-norms that a model has (LOGBOOK says what 0.02 does to BERT). Both sides have the same initial function, batches,
-steps, cosine schedule and number of trials: six rates, then six variations at the best of them, each with one seed;
-the best of all, by validation loss, is run with three. AdamW begins with 5 % of warm-up, betas (0.9, 0.98) and weight
-decay 0.1 on matrices. ClippedSGD's rates are those of gains, biases and norms (`rest_lr`), its variations those of
-the intrinsic learning rate, which begins at 0.002; for text, one of the six leaves the tables of positions and
-segments plain (ViT's table is no embedding and always stays plain). Results are kept as they come; a run that is
-there is not repeated.
+Text is a part of the standard library, byte by byte; images are scikit-learn's digits. The transformers begin with
+two standard deviations of their weights, for conversion keeps the norms that a model has. Both sides have the same
+initial function, batches, steps, cosine schedule and number of trials: six rates, then six variations at the best of
+them, each with one seed; the best of all, by validation loss, is run with three. AdamW begins with 5 % of warm-up,
+betas (0.9, 0.98) and weight decay 0.1 on matrices. ClippedSGD's rates are those of gains, biases and norms
+(`rest_lr`), its variations those of the intrinsic learning rate, which begins at 0.002; for text, one of the six
+leaves the tables of positions and segments plain (ViT's table is no embedding and always stays plain). Results are
+kept as they come; a run that is there is not repeated.
 """
 
 import argparse
@@ -67,15 +66,16 @@ POSITIONS = {
 }
 SEEDS = (0, 1, 2)
 STEPS = {"BERT": 2000, "GPT-2": 600, "ViT": 400, "ResNet": 300}
+DEVIATIONS = (0.02, 0.07)
+"""Of initial weights: what transformers takes for any width, and what is to width 64 as 0.02 to BERT-base's 768."""
+MODELS = [f"{name} at {std}" for name in ("BERT", "GPT-2", "ViT") for std in DEVIATIONS] + ["ResNet"]
 LENGTH, TEXT_BATCH, IMAGE_BATCH, MASK = 64, 32, 64, 256
-INITIAL = 0.07
 TEXT = {
     "vocab_size": 257,
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 256,
-    "initializer_range": INITIAL,
 }
 MODULES_OF_TEXT = (
     "argparse",
@@ -131,19 +131,22 @@ def digits() -> tuple[Batch, Batch]:
 
 
 def build(name: str) -> nn.Module:
-    """A tiny model of the architecture."""
-    if name == "BERT":
-        return BertForMaskedLM(BertConfig(**TEXT, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0))
-    if name == "GPT-2":
+    """A tiny model of the architecture, with the standard deviation of its initial weights."""
+    kind, _, deviation = name.partition(" at ")
+    if kind == "ResNet":
+        sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "num_channels": 1}
+        return ResNetForImageClassification(ResNetConfig(**sizes, layer_type="basic", num_labels=10))
+    initial = {"initializer_range": float(deviation)}
+    if kind == "BERT":
+        config = BertConfig(**TEXT, **initial, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0)
+        return BertForMaskedLM(config)
+    if kind == "GPT-2":
         sizes = {"vocab_size": 257, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": LENGTH}
-        sizes |= {"initializer_range": INITIAL}
-        return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0))
-    if name == "ViT":
-        sizes = {key: value for key, value in TEXT.items() if key != "vocab_size"}
-        config = ViTConfig(**sizes, image_size=8, patch_size=2, num_channels=1, num_labels=10, hidden_dropout_prob=0.0)
-        return ViTForImageClassification(config)
-    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "num_channels": 1}
-    return ResNetForImageClassification(ResNetConfig(**sizes, layer_type="basic", num_labels=10))
+        tokens = {"bos_token_id": 0, "eos_token_id": 0}
+        return GPT2LMHeadModel(GPT2Config(**sizes, **initial, **tokens, resid_pdrop=0.0, embd_pdrop=0.0))
+    sizes = {key: value for key, value in TEXT.items() if key != "vocab_size"}
+    images = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
+    return ViTForImageClassification(ViTConfig(**sizes, **initial, **images, hidden_dropout_prob=0.0))
 
 
 def adamw(model: nn.Module, rate: float, weight_decay: float = 0.1, b2: float = 0.98) -> torch.optim.Optimizer:
@@ -156,13 +159,14 @@ def adamw(model: nn.Module, rate: float, weight_decay: float = 0.1, b2: float = 
 def run(name: str, method: str, rate: float, seed: int, options: dict[str, float]) -> float | None:
     """Validation loss after training; None where it diverged."""
     torch.manual_seed(seed)
-    model, steps = build(name), STEPS[name]
+    kind = name.partition(" at ")[0]
+    model, steps = build(name), STEPS[kind]
     options = dict(options)
     warm_up = options.pop("warm_up", 0.05 if method == "AdamW" else 0.0)
     if method == "AdamW":
         optimizer = adamw(model, rate, **options)
     else:
-        plain = POSITIONS[name] if options.pop("plain_positions", 0) else ()
+        plain = POSITIONS[kind] if options.pop("plain_positions", 0) else ()
         make_scale_invariant(model, exclude=plain)
         optimizer = build_optimizer(model, rest_lr=rate, **({"intrinsic_lr": 2e-3} | options))
     first = max(1, round(warm_up * steps))
@@ -171,7 +175,7 @@ def run(name: str, method: str, rate: float, seed: int, options: dict[str, float
         return min(1.0, (step + 1) / first) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
     scheduler = LambdaLR(optimizer, factor)
-    batches, validation = _data(name, seed)
+    batches, validation = _data(kind, seed)
     for _ in range(steps):
         loss = model(**batches()).loss
         loss.backward()
@@ -182,7 +186,7 @@ def run(name: str, method: str, rate: float, seed: int, options: dict[str, float
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
-        losses = [_loss(name, model, batch) for batch in validation]
+        losses = [_loss(kind, model, batch) for batch in validation]
     mean = statistics.mean(losses)
     return mean if math.isfinite(mean) else None
 
@@ -211,7 +215,7 @@ def _data(name: str, seed: int) -> tuple[Callable[[], Batch], list[Batch]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(STEPS), choices=tuple(STEPS))
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=tuple(MODELS))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     path = Path(__file__).parent / "results" / "conversion_training.json"
@@ -235,7 +239,7 @@ def main() -> None:
     result["best"] = {}
     for name in arguments.models:
         for method, variations in VARIATIONS.items():
-            more = [*variations, SIXTH[name]] if method == "ClippedSGD" else variations
+            more = [*variations, SIXTH[name.partition(" at ")[0]]] if method == "ClippedSGD" else variations
             rate = lowest([(name, method, rate, SEEDS[0], {}) for rate in RATES])[2]
             options = lowest([(name, method, rate, SEEDS[0], options) for options in [{}, *more]])[4]
             found = losses((name, method, rate, seed, options) for seed in SEEDS)
