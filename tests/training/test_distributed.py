@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
-from sibert.training import run_pretraining
+from sibert.training import FinetuneRecipe, run_finetuning, run_pretraining
+from sibert.training.finetune import read_results
+from tests import downstream
 from tests.training.runs import losses, records, weights
 
 
@@ -54,3 +56,31 @@ def test_two_processes_agree_with_one(pairs, recipe, tmp_path):
     # Six steps turn the encoder by a tenth of a radian; what rounding turned is a hundred times less.
     a, b = (torch.cat([w.flatten() for w in weights(tmp_path / run).values()]) for run in ("one", "two"))
     assert (a - b).norm() < 1e-3 * a.norm()
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one(tmp_path, quiet):
+    """Batches of 4 on each of two processes are those of 8 on one, whose order Trainer's sampler shares out."""
+    model = downstream.pretrained(tmp_path / "model")
+    data = downstream.glue(tmp_path / "SST-2", "sst2")
+    chosen = FinetuneRecipe(model=str(model), task="sst2", data=str(data), epochs=2.0, batch_size=8, device="cpu")
+    run_finetuning(chosen, tmp_path / "one", console=quiet)
+    words = ["finetune", str(model), "--task", "sst2", "--data", str(data), "--epochs", "2", "--batch-size", "4"]
+    words += ["--device", "cpu", "--out", str(tmp_path / "two")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "sibert"]
+    done = subprocess.run(
+        [*launcher, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("saved the model") == 1
+    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
+    assert two["steps"] == one["steps"]
+    a, b = (torch.cat([w.flatten() for w in weights(tmp_path / name).values()]) for name in ("one", "two"))
+    before = weights(model)
+    after = weights(tmp_path / "one")
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in before.keys() & after.keys()]).norm()
+    assert (a - b).norm() < 0.1 * moved

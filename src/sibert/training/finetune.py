@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import time
 import warnings
@@ -177,19 +178,26 @@ def run_finetuning(
     run = FinetuneDirectory(Path(out))
     if resume and run.finished:
         raise ValueError(f"{run.path} is finished; evaluate it, or start another run with --out")
-    console = console or Console(highlight=False, soft_wrap=True)
-    if not resume:
+    main = int(os.environ.get("RANK", "0")) == 0  # of several processes that torchrun started, one writes
+    console = (console or Console(highlight=False, soft_wrap=True)) if main else Console(quiet=True)
+    if not resume and main:
         run.create(recipe)
     try:
         trainer, signals = _prepare(recipe, run, console)
+        if main:
+            parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+            record = {**environment(), "parameters": parameters, "processes": trainer.args.world_size}
+            run.write_json("environment.json", record)
+            trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.tensorboard))))
     except BaseException:
-        if not resume:
+        if not resume and main:
             run.withdraw()
         raise
     checkpoint, passed_over = latest_checkpoint(run.checkpoints) if resume else (None, [])
     for sentence in passed_over:
         console.print(sentence)
-    trainer.metrics_file.truncate_after(0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
+    if main:
+        trainer.metrics_file.truncate_after(0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
     started = time.perf_counter()
     with signals.listening(), warnings.catch_warnings():
         # The best checkpoint is plain and replaces the model at the end; it is not trained any further.
@@ -200,7 +208,9 @@ def run_finetuning(
             f"stopped after step {trainer.state.global_step}; go on with: sibert finetune --resume {run.path}"
         )
         return exit_status(signals.received)
-    _finish(recipe, run, trainer, console, time.perf_counter() - started)
+    trainer.accelerator.wait_for_everyone()
+    if main:
+        _finish(recipe, run, trainer, console, time.perf_counter() - started)
     return 0
 
 
@@ -215,11 +225,11 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
     rows, more = reading.training(examples)
     predictor = Predictor(model, reading, examples.task, examples.labels, batch_size=2 * recipe.batch_size)
     pairs = examples.task.kind == "embedding"
-    if pairs and len(rows) < recipe.batch_size:
-        raise ValueError(
-            f"{len(rows)} pairs are fewer than a batch of {recipe.batch_size}: give a smaller --batch-size"
-        )
-    per_epoch = (math.floor if pairs else math.ceil)(len(rows) / recipe.batch_size)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = recipe.batch_size * processes
+    if pairs and len(rows) < batch:
+        raise ValueError(f"{len(rows)} pairs are fewer than a batch of {batch}: give a smaller --batch-size")
+    per_epoch = (math.floor if pairs else math.ceil)(len(rows) / batch)
     steps = max(1, round(recipe.epochs * per_epoch))
     optimizer, lr_schedule = build_task_optimizer(recipe, model, steps)
     name = optimizer_of(recipe, model)
@@ -238,19 +248,18 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
     for callback in (PrinterCallback, TransformersProgressCallback):
         trainer.remove_callback(callback)
     signals = SignalCallback()
-    callbacks = [signals, ProgressCallback(console), TensorBoardCallback(SummaryWriter(str(run.tensorboard)))]
+    callbacks = [signals, ProgressCallback(console)]
     callbacks += [DirectionsCallback()] if recipe.convert else []
     callbacks += [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
     for callback in callbacks:
         trainer.add_callback(callback)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    run.write_json("environment.json", {**environment(), "parameters": parameters})
     splits = ", ".join(f"{len(data)} {split}" for split, data in examples.splits.items())
     console.print(f"{recipe.task}: {splits}")
     for note in (*examples.notes, *notes, *more):
         console.print(f"note: {note}")
     console.print(
-        f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, {name}, {steps} steps of {recipe.batch_size} "
+        f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, {name}, {steps} steps of {batch} "
         f"rows of at most {reading.length} tokens, on {trainer.args.device}; run directory {run.path}"
     )
     return trainer, signals
@@ -306,6 +315,7 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         # An incomplete batch has fewer negatives and would weigh as much.
         dataloader_drop_last=drop_last,
     )

@@ -36,7 +36,7 @@ class FinetuneRecipe:
     Optimizer: `optimizer` (None = "clipped_sgd" if the model is scale invariant or converted, else "adamw");
     `intrinsic_lr` of ClippedSGD (None = 0.1 / steps) and `clip`; `lr` of AdamW and LAMB; `head_lr`, AdamW's on what is
     not scale invariant when ClippedSGD trains the rest; `weight_decay` of AdamW and LAMB; `epochs`; `schedule`;
-    `warmup_share` of the steps, for all but ClippedSGD; `batch_size`.
+    `warmup_share` of the steps, for all but ClippedSGD; `batch_size` of a process.
 
     Run: `seed`, `eval_every` (steps; None = an epoch), `patience` (evaluations without a better score after which it
     stops; None = never), `precision`, `device` ("auto" or "cpu"), `baselines` (whether to score the majority and a bag
