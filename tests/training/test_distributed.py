@@ -60,12 +60,14 @@ def test_two_processes_agree_with_one(pairs, recipe, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one(tmp_path, quiet):
-    """Batches of 4 on each of two processes are those of 8 on one, whose order Trainer's sampler shares out."""
+    """Half of all rows on each of two processes are what all of them are on one, in whatever order they come."""
     model = downstream.pretrained(tmp_path / "model")
     data = downstream.glue(tmp_path / "SST-2", "sst2")
-    chosen = FinetuneRecipe(model=str(model), task="sst2", data=str(data), epochs=2.0, batch_size=8, device="cpu")
+    same = {"model": str(model), "task": "sst2", "data": str(data), "dropout": 0.0, "device": "cpu"}
+    chosen = FinetuneRecipe(**same, epochs=4.0, batch_size=24)
     run_finetuning(chosen, tmp_path / "one", console=quiet)
-    words = ["finetune", str(model), "--task", "sst2", "--data", str(data), "--epochs", "2", "--batch-size", "4"]
+    words = ["finetune", str(model), "--task", "sst2", "--data", str(data), "--epochs", "4", "--batch-size", "12"]
+    words += ["--dropout", "0"]
     words += ["--device", "cpu", "--out", str(tmp_path / "two")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "sibert"]
     done = subprocess.run(
@@ -78,9 +80,9 @@ def test_two_processes_fine_tune_as_one(tmp_path, quiet):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved the model") == 1
     one, two = (read_results(tmp_path / name) for name in ("one", "two"))
-    assert two["steps"] == one["steps"]
+    assert two["steps"] == one["steps"] == 4
     a, b = (torch.cat([w.flatten() for w in weights(tmp_path / name).values()]) for name in ("one", "two"))
     before = weights(model)
     after = weights(tmp_path / "one")
     moved = torch.cat([(after[name] - before[name]).flatten() for name in before.keys() & after.keys()]).norm()
-    assert (a - b).norm() < 0.1 * moved
+    assert (a - b).norm() < 1e-3 * moved
