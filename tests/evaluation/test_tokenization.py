@@ -107,6 +107,28 @@ class TestTrainingRows:
         assert found == {answer["text"][0].lower() for answer in examples.splits["train"]["answers"]}
 
 
+class TestQuestions:
+    def test_long_ones_are_cut_and_counted_and_contexts_are_not(self, model, tokenizer):
+        reading = Tokenization.of(model, tokenizer, 24, 6)
+        context = "Anna lives in Oslo and Boris lives in Rome and Clara lives in Lima ."
+        columns = {"question": ["who lives " * 30, "who?"], "context": [context, context]}
+        found, cut = reading.questions(columns)
+        assert cut == 1
+        for question in (0, 1):
+            shown = {offset for window in found if window.question == question for offset in window.offsets if offset}
+            assert len(shown) == len(tokenizer(context, add_special_tokens=False)["input_ids"])
+
+    @settings(deadline=None, max_examples=40)
+    @given(words=st.integers(0, 80), length=st.integers(9, 48), stride=st.integers(0, 4))
+    def test_there_is_always_room_for_the_context(self, words, length, stride, model, tokenizer):
+        reading = Tokenization.of(model, tokenizer, length, stride)
+        found, cut = reading.questions({"question": ["a " * words + "?"], "context": ["Anna lives in Oslo"]})
+        assert all(any(window.offsets) for window in found)
+        assert max(len(window.input_ids) for window in found) <= length
+        asked = len(tokenizer("a " * words + "?", add_special_tokens=False)["input_ids"])
+        assert cut == (asked > min(length // 2, length - 3 - stride - 1))
+
+
 class TestMistakes:
     def test_a_tokenizer_of_another_model(self, model, folder):
         larger = AutoTokenizer.from_pretrained(folder)

@@ -15,7 +15,7 @@ from sibert.evaluation.embeddings import mean_pooled, retrieval_accuracy
 from sibert.evaluation.entities import entity_scores
 from sibert.evaluation.examples import Examples
 from sibert.evaluation.metrics import score
-from sibert.evaluation.spans import answers_from_scores, windows
+from sibert.evaluation.spans import answers_from_scores
 from sibert.evaluation.squad_scores import SquadScores, squad_scores
 from sibert.evaluation.tasks import Task, task_named
 from sibert.evaluation.tokenization import CHUNK, Row, Tokenization
@@ -211,9 +211,8 @@ class Predictor:
 
     def _answers(self, columns: Mapping[str, Sequence[Any]]) -> list[Prediction]:
         reading = self.tokenization
-        found = windows(
-            reading.tokenizer, columns["question"], columns["context"], length=reading.length, stride=reading.stride
-        )
+        found, cut = reading.questions(columns)
+        self.cut += cut
         rows = [reading.window_row(window) for window in found]
         scores = list(self._outputs(rows, "start_logits", "end_logits"))
         answers, evidence = answers_from_scores(

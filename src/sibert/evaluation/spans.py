@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Answer", "Window", "answers_from_scores", "span_labels", "windows"]
+__all__ = ["Answer", "Window", "answers_from_scores", "shortened", "span_labels", "windows"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,26 @@ def windows(
         ids = encoded["input_ids"][row]
         found.append(Window(question, ids, None if types is None else types[row], offsets))
     return found
+
+
+def shortened(tokenizer: Any, questions: Sequence[str], most: int) -> tuple[list[str], int]:
+    """Questions of which little enough is left that a context has room beside them.
+
+    Args:
+        tokenizer: A fast one of transformers.
+        questions: As asked.
+        most: Tokens of a question.
+
+    Returns:
+        The questions, and how many were cut.
+    """
+    encoded = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    short, cut = list(questions), 0
+    for i, offsets in enumerate(encoded["offset_mapping"]):
+        if len(offsets) > most:
+            short[i] = questions[i][: offsets[most - 1][1]]
+            cut += 1
+    return short, cut
 
 
 def _check_room(tokenizer: Any, questions: Sequence[str], length: int, stride: int) -> None:

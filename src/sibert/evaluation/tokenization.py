@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from sibert.evaluation.examples import Examples
-from sibert.evaluation.spans import span_labels, windows
+from sibert.evaluation.spans import Window, shortened, span_labels, windows
 
 __all__ = ["Row", "Tokenization", "WordPlaces"]
 
@@ -154,7 +154,8 @@ class Tokenization:
         for begin in range(0, len(data), CHUNK):
             columns = data[begin : begin + CHUNK]
             if kind == "qa":
-                rows = self._labelled_windows(columns)
+                rows, more = self._labelled_windows(columns)
+                cut += more
             elif kind == "token-classification":
                 rows = self._labelled_words(columns)
             elif kind == "embedding":
@@ -180,8 +181,22 @@ class Tokenization:
             return []
         return [f"{cut} of {number} texts of {split} are longer than {self.length} tokens and were cut (--length)"]
 
-    def _labelled_windows(self, columns: Mapping[str, Any]) -> list[Row]:
-        found = windows(self.tokenizer, columns["question"], columns["context"], length=self.length, stride=self.stride)
+    def questions(self, columns: Mapping[str, Sequence[str]]) -> tuple[list[Window], int]:
+        """Questions with their contexts, long ones in windows.
+
+        Args:
+            columns: "question" and "context".
+
+        Returns:
+            See `sibert.evaluation.windows`, and how many questions were cut: those longer than half a window.
+        """
+        special = self.tokenizer.num_special_tokens_to_add(pair=True)
+        most = max(1, min(self.length // 2, self.length - special - self.stride - 1))
+        asked, cut = shortened(self.tokenizer, columns["question"], most)
+        return windows(self.tokenizer, asked, columns["context"], length=self.length, stride=self.stride), cut
+
+    def _labelled_windows(self, columns: Mapping[str, Any]) -> tuple[list[Row], int]:
+        found, cut = self.questions(columns)
         rows = []
         for window in found:
             answers = columns["answers"][window.question]
@@ -189,7 +204,7 @@ class Tokenization:
             end = start + len(answers["text"][0]) if answers["text"] else 0
             first, last = span_labels(window, start, end)
             rows.append(self.window_row(window) | {"start_positions": first, "end_positions": last})
-        return rows
+        return rows, cut
 
     def window_row(self, window: Any) -> Row:
         """The row of a window.
