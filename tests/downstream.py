@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, ModernBertForMaskedLM
 
 from sibert.data import train_tokenizer
-from sibert.models import SibertConfig, SibertForMaskedLM, size_of
+from sibert.models import SibertConfig, SibertForMaskedLM, modern_bert_config, size_of
 
 GOOD = ("a fine film", "great and warm", "the best story", "lovely music and light", "a great cast")
 BAD = ("a dull film", "cold and slow", "the worst story", "awful music and noise", "a poor cast")
@@ -32,6 +32,8 @@ def pretrained(folder: Path, kind: str = "sibert", length: int = 48) -> Path:
     sizes["pad_token_id"] = tokenizer.pad_token_id
     if kind == "bert":
         model = BertForMaskedLM(BertConfig(**sizes))
+    elif kind == "modernbert":
+        model = ModernBertForMaskedLM(modern_bert_config(**sizes))
     else:
         model = SibertForMaskedLM(SibertConfig(**sizes, invariance=kind if kind != "sibert" else "matrix"))
     model.save_pretrained(folder)

@@ -27,10 +27,11 @@ PUBLIC = {
         "majority", "predict_file", "score", "span_labels", "squad_scores", "task_named", "task_rows", "windows",
     },
     "sibert.models": {
-        "BertTwinForMaskedLM", "BertTwinForPreTraining", "INVARIANCES", "SIZES", "SibertConfig", "SibertForMaskedLM",
+        "BertTwinForMaskedLM", "BertTwinForPreTraining", "INVARIANCES", "ModernBertTwinForMaskedLM", "SIZES",
+        "SibertConfig", "SibertForMaskedLM",
         "SibertForMultipleChoice", "SibertForPreTraining", "SibertForPreTrainingOutput", "SibertForQuestionAnswering",
         "SibertForSequenceClassification", "SibertForTokenClassification", "SibertModel", "SibertPreTrainedModel",
-        "initialize_from_frequencies", "size_of",
+        "initialize_from_frequencies", "modern_bert_config", "size_of",
     },
     "sibert.ops": {
         "affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "rotary_positions", "rotate",

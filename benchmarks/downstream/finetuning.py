@@ -2,9 +2,10 @@
 
     python benchmarks/downstream/finetuning.py [PHASE ...] --text FILE ... --glue FOLDER --qa FOLDER [--workers 2]
 
-Phases: `pretrain` (one run each), `tune` (six settings on each task, seed 0), `seeds` (the best setting, four more
-seeds), `sensitivity` (the model converted and not, learning rates over four orders of magnitude). The models are kept
-in runs/downstream, results are lines of benchmarks/results/downstream.jsonl; what is there is not run again.
+Phases: `pretrain` (two rates each, of which the one with the lower validation loss goes on), `tune` (six settings on
+each task, seed 0), `seeds` (the best setting, four more seeds), `sensitivity` (the model converted and not, learning
+rates over four orders of magnitude). The models are kept in runs/downstream, results are lines of
+benchmarks/results/downstream.jsonl; what is there is not run again.
 
 GLUE's folder has CoLA, SST-2, MRPC, STS-B, QNLI, RTE as the official archive has them (packed is fine). Where the
 official data are not to be had, proxies take their place: for MNLI and QNLI's missing training set the labelled
@@ -43,7 +44,7 @@ class Contestant:
     """A pre-trained model and how it is fine-tuned.
 
     Attributes:
-        pretraining: Name of the model, a key of `MODELS`.
+        pretraining: A key of `MODELS`.
         options: Of every fine-tuning recipe.
         settings: The six of the search; "D" is intrinsic_lr times steps.
     """
@@ -53,18 +54,19 @@ class Contestant:
     settings: list[dict[str, float]] = field(default_factory=list)
 
 
-MODELS: dict[str, dict[str, Any]] = {
-    "sibert-matrix": {"invariance": "matrix", "intrinsic_lr": 3.2e-3},
-    "sibert-joint": {"invariance": "joint"},
-    "bert": {"model": "bert", "optimizer": "adamw", "lr": 2e-3},
+MODELS: dict[str, list[dict[str, Any]]] = {
+    "sibert-matrix": [{"invariance": "matrix", "intrinsic_lr": rate} for rate in (1.6e-3, 3.2e-3)],
+    "sibert-joint": [{"invariance": "joint", "intrinsic_lr": rate} for rate in (1.6e-3, 3.2e-3)],
+    "modernbert": [{"model": "modernbert", "lr": rate, "weight_decay": 0.1} for rate in (2e-3, 4e-3)],
 }
+"""Rates are the best ones of the quality study and their neighbours."""
 OF_SGD: list[dict[str, float]] = [{"D": D, "head_lr": lr} for D, lr in TIMES]
 CONTESTANTS: dict[str, Contestant] = {
     "SIBERT matrix, ClippedSGD": Contestant("sibert-matrix", {}, OF_SGD),
     "SIBERT joint, ClippedSGD": Contestant("sibert-joint", {}, OF_SGD),
     "SIBERT joint, LAMB": Contestant("sibert-joint", {"optimizer": "lamb"}, [{"lr": 10 * lr} for lr in RATES]),
-    "BERT, AdamW": Contestant("bert", {}, [{"lr": 2 * lr} for lr in RATES]),
-    "BERT converted, ClippedSGD": Contestant("bert", {"convert": "row"}, OF_SGD),
+    "ModernBERT, AdamW": Contestant("modernbert", {}, [{"lr": 2 * lr} for lr in RATES]),
+    "ModernBERT converted, ClippedSGD": Contestant("modernbert", {"convert": "row"}, OF_SGD),
 }
 SST2_ROWS = 10_000
 WIDE = [10.0**k for k in (-2, -1, 0, 1, 2)]
@@ -98,18 +100,42 @@ def prepare(glue: Path, qa: Path) -> dict[str, Path]:
     return {**folders, "squad": squad}
 
 
-def pretrain(name: str, text: Sequence[str]) -> Path:
-    """The pre-trained model, trained if it is not there."""
+def pretrain(name: str, index: int, text: Sequence[str]) -> None:
+    """One run of `MODELS`, if it is not there."""
     from rich.console import Console
 
     from sibert.training import PretrainRecipe, run_pretraining
 
-    out = WORK / name
+    out = run_folder(name, index)
     if not (out / "model.safetensors").exists():
-        shared = WORK / "tokenizer"
-        recipe = PretrainRecipe(**{**PRETRAINING, **MODELS[name]}, data=list(text), tokenizer=_tokenizer(shared, text))
+        options = {**PRETRAINING, **MODELS[name][index]}
+        recipe = PretrainRecipe(**options, data=list(text), tokenizer=_tokenizer(WORK / "tokenizer", text))
         run_pretraining(recipe, out, resume=(out / "recipe.json").exists(), console=Console(quiet=True))
-    return out
+
+
+def run_folder(name: str, index: int) -> Path:
+    """Where a run of `MODELS` lies."""
+    return WORK / f"{name}-{index}"
+
+
+def pretraining_record(name: str, index: int) -> dict[str, Any]:
+    """What is kept of a pre-training run."""
+    lines = list(map(json.loads, (run_folder(name, index) / "metrics.jsonl").read_text().splitlines()))
+    evaluation = next(line for line in reversed(lines) if line["kind"] == "eval")
+    training = next(line for line in reversed(lines) if line["kind"] == "train")
+    environment = json.loads((run_folder(name, index) / "environment.json").read_text())
+    return {
+        "pretraining": name,
+        "options": {**PRETRAINING, **MODELS[name][index]},
+        **{key: evaluation[key] for key in ("step", "loss", "wall_seconds")},
+        **{key: training[key] for key in ("optimizer_state_bytes", "peak_memory_bytes")},
+        "environment": environment,
+    }
+
+
+def pretrained(name: str) -> Path:
+    """The run with the lowest validation loss."""
+    return run_folder(name, min(range(len(MODELS[name])), key=lambda index: pretraining_record(name, index)["loss"]))
 
 
 def _tokenizer(folder: Path, text: Sequence[str]) -> str:
@@ -135,7 +161,7 @@ def finetune(contestant: str, task: str, data: Path, setting: dict[str, float], 
     options: dict[str, Any] = {"epochs": EPOCHS[task], "device": "cpu", **one.options, **setting}
     D = options.pop("D", None)
     recipe = FinetuneRecipe(
-        model=str(WORK / one.pretraining), task=task, data=str(data), seed=seed, length=128, **options
+        model=str(pretrained(one.pretraining)), task=task, data=str(data), seed=seed, length=128, **options
     )
     if D is not None:
         from transformers import AutoModel
@@ -147,15 +173,20 @@ def finetune(contestant: str, task: str, data: Path, setting: dict[str, float], 
         rows, _ = reading.training(load_examples(recipe))
         steps = max(1, round(recipe.epochs * math.ceil(len(rows) / recipe.batch_size)))
         recipe = FinetuneRecipe(**{**recipe.__dict__, "intrinsic_lr": D / steps})
-    folder = WORK / "finetuning" / f"{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    run_finetuning(recipe, folder, console=Console(quiet=True))
-    results = read_results(folder)
-    shutil.rmtree(folder)
+    out = WORK / "finetuning" / f"{os.getpid()}"
+    shutil.rmtree(out, ignore_errors=True)
+    run_finetuning(recipe, out, console=Console(quiet=True))
+    results = read_results(out)
+    shutil.rmtree(out)
     kept = {
         name: results[name] for name in ("scores", "steps", "seconds", "optimizer_state_bytes", "peak_memory_bytes")
     }
     return {"contestant": contestant, "task": task, "setting": setting, "seed": seed, **kept}
+
+
+def _keep(records: Sequence[dict[str, Any]]) -> None:
+    with RESULTS.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 def key(record: dict[str, Any]) -> str:
@@ -174,7 +205,9 @@ class Study:
     def __init__(self, folders: dict[str, Path], workers: int) -> None:
         self.folders, self.workers = folders, workers
         lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-        self.records = {key(record): record for record in map(json.loads, lines)}
+        records = list(map(json.loads, lines))
+        self.pretraining = [record for record in records if "pretraining" in record]
+        self.records = {key(record): record for record in records if "contestant" in record}
 
     def run(self, trials: Sequence[tuple[str, str, dict[str, float], int]]) -> None:
         """Run what is missing; each result is stored as soon as it is there."""
@@ -186,8 +219,7 @@ class Study:
             for done in as_completed(running):
                 record = done.result()
                 self.records[key(record)] = record
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                _keep([record])
                 print(
                     record["contestant"], record["task"], record["setting"], record["seed"], score(record), flush=True
                 )
@@ -231,7 +263,7 @@ def wide_trials(study: Study) -> list[tuple[str, str, dict[str, float], int]]:
     return [
         (c, t, {name: value * factor for name, value in setting.items()}, SEEDS[0])
         for t in ("cola", "mrpc")
-        for c in ("BERT converted, ClippedSGD", "BERT, AdamW")
+        for c in ("ModernBERT converted, ClippedSGD", "ModernBERT, AdamW")
         if (setting := study.best(c, t)) is not None
         for factor in WIDE
     ]
@@ -255,8 +287,12 @@ def main() -> None:
     phases = options.phases or ["pretrain", "tune", "seeds", "sensitivity"]
     if "pretrain" in phases:
         _tokenizer(WORK / "tokenizer", options.text)
+        runs = [(name, index) for name, several in MODELS.items() for index in range(len(several))]
         with ProcessPoolExecutor(options.workers) as pool:
-            list(pool.map(pretrain, MODELS, [options.text] * len(MODELS)))
+            for done in [pool.submit(pretrain, name, index, options.text) for name, index in runs]:
+                done.result()
+        known = Study({}, 1).pretraining
+        _keep([record for run in runs if (record := pretraining_record(*run)) not in known])
     study = Study(prepare(options.glue, options.qa), options.workers)
     for task, folder in study.folders.items():
         assert task_rows(task_named(task), folder)

@@ -17,8 +17,8 @@ from scipy import stats
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-OURS, THEIRS = "SIBERT matrix, ClippedSGD", "BERT, AdamW"
-CONVERTED = "BERT converted, ClippedSGD"
+OURS, THEIRS = "SIBERT matrix, ClippedSGD", "ModernBERT, AdamW"
+CONVERTED = "ModernBERT converted, ClippedSGD"
 DEFAULT = {"D": 0.1, "head_lr": 1e-3}
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte", "squad")
 
@@ -90,6 +90,24 @@ def costs(study: Study, contestant: str) -> list[str]:
     return [f"{1000 * record['seconds'] / record['steps']:.0f}", f"{record['optimizer_state_bytes'] / 1e6:.2f}"]
 
 
+def pretraining(study: Study) -> list[list[str]]:
+    """Every run of pre-training."""
+    return [
+        [
+            record["pretraining"],
+            ", ".join(
+                f"{name} {record['options'][name]:g}" for name in ("intrinsic_lr", "lr") if name in record["options"]
+            ),
+            f"{record['environment']['parameters'] / 1e6:.2f}",
+            f"{record['step']}",
+            f"{record['loss']:.3f}",
+            f"{record['wall_seconds'] / 60:.0f}",
+            f"{record['optimizer_state_bytes'] / 1e6:.2f}",
+        ]
+        for record in study.pretraining
+    ]
+
+
 def draw(study: Study) -> None:
     """Scores where all rates are wrong by a factor."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -118,7 +136,8 @@ def main() -> None:
         for name in CONTESTANTS
         if any(scores(study, name, task) for task in TASKS)
     ]
-    parts = [table(["", *TASKS, "ms a step", "state, MB"], rows)]
+    head = ["pre-trained", "rate", "M parameters", "steps", "validation loss", "minutes", "state, MB"]
+    parts = [table(head, pretraining(study)), table(["", *TASKS, "ms a step", "state, MB"], rows)]
     for one, other in ((OURS, THEIRS), (CONVERTED, THEIRS)):
         if differences := paired(study, one, other):
             parts.append(f"{one} less {other}:\n\n" + table(["task", "difference", "p (Holm)"], differences))

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from transformers import (
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    RobertaPreLayerNormConfig,
-    RobertaPreLayerNormForMaskedLM,
-)
+from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss
@@ -39,35 +34,6 @@ def prenorm_config(length: int, **sizes: Any) -> RobertaPreLayerNormConfig:
     """RoBERTa counts positions from padding_idx + 1."""
     return RobertaPreLayerNormConfig(
         max_position_embeddings=length + 1, type_vocab_size=1, pad_token_id=0, layer_norm_eps=1e-12, **sizes
-    )
-
-
-class ModernBert(ModernBertForMaskedLM):
-    """The ModernBERT of `transformers`, with the decoder at the masked positions only, as everywhere here."""
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, masked_positions: Tensor, **_: Any
-    ) -> MaskedLMOutput:
-        """Predict tokens; see `SibertForMaskedLM.forward`."""
-        hidden_BTD = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
-        logits_BPV = self.decoder(self.head(gather_positions(hidden_BTD, masked_positions)))
-        return MaskedLMOutput(loss=masked_lm_loss(logits_BPV, labels), logits=logits_BPV)
-
-
-def modern_config(length: int, intermediate_size: int, num_hidden_layers: int, **sizes: Any) -> ModernBertConfig:
-    """Every layer attends to the whole sequence. Its gated layer has three matrices: two thirds of the width."""
-    return ModernBertConfig(
-        max_position_embeddings=length,
-        intermediate_size=round(intermediate_size / 12) * 8,
-        num_hidden_layers=num_hidden_layers,
-        layer_types=["full_attention"] * num_hidden_layers,
-        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}},
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-        cls_token_id=None,
-        sep_token_id=None,
-        **sizes,
     )
 
 

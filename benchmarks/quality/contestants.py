@@ -9,22 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from baselines import (
-    ModernBert,
-    NormalizedBert,
-    PreNormBert,
-    Projected,
-    SinkGD,
-    modern_config,
-    newton_schulz,
-    prenorm_config,
-)
+from baselines import NormalizedBert, PreNormBert, Projected, SinkGD, newton_schulz, prenorm_config
 from corpus import Corpus
 from torch import nn
 from torch.optim import Optimizer
 from transformers import BertConfig
 
-from sibert.models import BertTwinForMaskedLM, SibertConfig, SibertForMaskedLM, initialize_from_frequencies
+from sibert.models import (
+    BertTwinForMaskedLM,
+    ModernBertTwinForMaskedLM,
+    SibertConfig,
+    SibertForMaskedLM,
+    initialize_from_frequencies,
+    modern_bert_config,
+)
 from sibert.optim import Hybrid, InvariantGroup, Lamb, build_optimizer
 
 BETAS = (0.9, 0.98)
@@ -101,7 +99,8 @@ def prenorm(corpus: Corpus, sizes: Sizes) -> nn.Module:
 
 def modern(corpus: Corpus, sizes: Sizes) -> nn.Module:
     """ModernBERT: PreNorm, rotary positions, gated feed-forward layers, no biases."""
-    return _start_at_frequencies(ModernBert(modern_config(corpus.length, **_shape(corpus, sizes))), corpus)
+    config = modern_bert_config(max_position_embeddings=corpus.length, pad_token_id=0, **_shape(corpus, sizes))
+    return _start_at_frequencies(ModernBertTwinForMaskedLM(config), corpus)
 
 
 def normalized(corpus: Corpus, sizes: Sizes) -> nn.Module:

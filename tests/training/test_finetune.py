@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    ModernBertForSequenceClassification,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -191,6 +192,16 @@ class TestEmbeddings:
 
 
 class TestConverted:
+    def test_a_modernbert(self, sst2, tmp_path, quiet):
+        model = downstream.pretrained(tmp_path / "model", "modernbert")
+        for name, changes in (("plain", {}), ("converted", {"convert": "row"})):
+            run_finetuning(recipe(model, "sst2", sst2, **changes), tmp_path / name, console=quiet)
+            loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / name)
+            assert type(loaded) is ModernBertForSequenceClassification
+            old = weights(model)
+            moved = {n for n, tensor in weights(tmp_path / name).items() if n in old and (tensor != old[n]).any()}
+            assert "model.layers.0.mlp.Wi.weight" in moved
+
     def test_is_trained_by_sgd_and_saved_as_it_was(self, bert, sst2, tmp_path, quiet):
         run_finetuning(recipe(bert, "sst2", sst2, convert="row"), tmp_path, console=quiet)
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)

@@ -9,12 +9,13 @@ from transformers import (
     AutoModelForPreTraining,
     AutoTokenizer,
     BertForMaskedLM,
+    ModernBertForMaskedLM,
     TrainingArguments,
 )
 
 from sibert.models import INVARIANCES, SibertForMaskedLM
 from sibert.optim import build_optimizer
-from sibert.training import PretrainTrainer, fill_masks, run_pretraining
+from sibert.training import PretrainTrainer, build_model, fill_masks, run_pretraining
 from tests.assertions import relative_change, scaled
 from tests.training.runs import losses, records, weights
 
@@ -27,6 +28,7 @@ from tests.training.runs import losses, records, weights
         {"whole_word": True, "mask_rate": 0.3},
         {"model": "bert"},
         {"model": "bert", "optimizer": "lamb"},
+        {"model": "modernbert", "dropout": 0.1},
         {"model": "bert", "optimizer": "sgd", "next_sentence": True},
         {"optimizer": "adamw"},
         {"streaming": True},
@@ -144,10 +146,28 @@ def test_accumulation_gives_the_step_of_one_large_batch(recipe, tmp_path):
         assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-4) for name in a)
 
 
-def test_a_twin_is_saved_as_a_plain_bert(recipe, tmp_path):
-    run_pretraining(recipe(model="bert"), tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
-    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "run")) is BertForMaskedLM
+@pytest.mark.parametrize(("name", "kind"), [("bert", BertForMaskedLM), ("modernbert", ModernBertForMaskedLM)])
+def test_a_twin_is_saved_as_what_it_is(name, kind, recipe, tmp_path):
+    run_pretraining(recipe(model=name), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["architectures"] == [kind.__name__]
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "run")) is kind
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_a_twin_has_the_loss_of_the_model_it_stands_for(name, recipe, tmp_path):
+    twin = build_model(recipe(model=name, dropout=0.0), vocab_size=50, pad_token_id=0).eval()
+    plain = AutoModelForMaskedLM.from_config(twin.config).eval()
+    plain.load_state_dict(twin.state_dict())
+    ids_BT = torch.randint(1, 50, (3, 16))
+    labels_BT = torch.where(torch.rand(3, 16) < 0.3, ids_BT, -100)
+    labels_BT[:, 0] = ids_BT[:, 0]
+    expected = plain(input_ids=ids_BT, labels=labels_BT).loss
+    assert torch.allclose(twin(input_ids=ids_BT, labels=labels_BT).loss, expected, rtol=1e-5)
+
+
+def test_modernbert_has_no_pairs(recipe):
+    with pytest.raises(ValueError, match="no types of tokens"):
+        recipe(model="modernbert", next_sentence=True)
 
 
 def test_absolute_clipping_is_refused_with_the_reason(tmp_path):

@@ -61,7 +61,7 @@ def pretrain(
     mask_rate: float = typer.Option(0.15, help="Share of the tokens to predict.", rich_help_panel=DATA),
     whole_word: bool = typer.Option(False, "--whole-word", help="Mask whole words.", rich_help_panel=DATA),
     next_sentence: bool = typer.Option(False, "--next-sentence", help="Sentence pairs, as BERT.", rich_help_panel=DATA),
-    model: str = typer.Option("sibert", help="sibert, or bert for its twin.", rich_help_panel=MODEL),
+    model: str = typer.Option("sibert", help="sibert, or a twin: bert, modernbert.", rich_help_panel=MODEL),
     size: str = typer.Option("mini", help="nano, tiny, mini, small, medium, base, large.", rich_help_panel=MODEL),
     invariance: str = typer.Option(
         "matrix", help="What may be rescaled alone: joint (the paper), matrix, row.", rich_help_panel=MODEL

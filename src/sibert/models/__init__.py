@@ -1,4 +1,4 @@
-"""SIBERT as Hugging Face models, and the BERT twin it is compared with. Importing registers the Auto classes."""
+"""SIBERT as Hugging Face models, and the twins it is compared with. Importing registers the Auto classes."""
 
 from transformers import (
     AutoConfig,
@@ -11,7 +11,12 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from sibert.models.bert_twin import BertTwinForMaskedLM, BertTwinForPreTraining
+from sibert.models.bert_twin import (
+    BertTwinForMaskedLM,
+    BertTwinForPreTraining,
+    ModernBertTwinForMaskedLM,
+    modern_bert_config,
+)
 from sibert.models.configuration_sibert import INVARIANCES, SIZES, SibertConfig, size_of
 from sibert.models.initialization import initialize_from_frequencies
 from sibert.models.modeling_sibert import (
@@ -46,6 +51,8 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     # baselines
     "BertTwinForMaskedLM",
     "BertTwinForPreTraining",
+    "ModernBertTwinForMaskedLM",
+    "modern_bert_config",
 ]
 
 AutoConfig.register("sibert", SibertConfig)

@@ -1,19 +1,19 @@
-"""BERT behind the interface of SIBERT's pre-training, so that a comparison differs in nothing else.
+"""BERT, and ModernBERT, behind the interface of SIBERT's pre-training, so that a comparison differs in nothing else.
 
-The twins are `transformers` BERT models, weights and initialisation untouched. Only `forward` is told to evaluate the
+The twins are models of `transformers`, weights and initialisation untouched. Only `forward` is told to evaluate the
 decoder at the masked positions and to divide the loss by the targets of the global batch, as SIBERT does.
 """
 
 from typing import Any
 
 from torch import Tensor
-from transformers import BertForMaskedLM, BertForPreTraining
+from transformers import BertForMaskedLM, BertForPreTraining, ModernBertConfig, ModernBertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
 from sibert.models.modeling_sibert import SibertForPreTrainingOutput
 
-__all__ = ["BertTwinForMaskedLM", "BertTwinForPreTraining"]
+__all__ = ["BertTwinForMaskedLM", "BertTwinForPreTraining", "ModernBertTwinForMaskedLM", "modern_bert_config"]
 
 
 class BertTwinForMaskedLM(BertForMaskedLM):  # type: ignore[misc]
@@ -72,3 +72,49 @@ class BertTwinForPreTraining(BertForPreTraining):  # type: ignore[misc]
             prediction_logits=logits,
             seq_relationship_logits=relationship_B2,
         )
+
+
+class ModernBertTwinForMaskedLM(ModernBertForMaskedLM):  # type: ignore[misc]
+    """`ModernBertForMaskedLM` with the loss of `SibertForMaskedLM`; saved and loaded as the former."""
+
+    accepts_loss_kwargs = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Predict tokens; arguments and result as in `SibertForMaskedLM.forward`. It knows no types of tokens."""
+        outputs = self.model(input_ids, attention_mask=attention_mask, **kwargs)
+        logits = self.decoder(self.head(gather_positions(outputs.last_hidden_state, masked_positions)))
+        loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+def modern_bert_config(*, intermediate_size: int, num_hidden_layers: int, **fields: Any) -> ModernBertConfig:
+    """ModernBERT of the size of a BERT.
+
+    Its gated feed-forward layer has three matrices instead of two, so it gets two thirds of the width; every layer
+    attends to the whole sequence, for those of BERT are short.
+
+    Args:
+        intermediate_size: Of the BERT.
+        num_hidden_layers: Of both.
+        fields: Other fields of `ModernBertConfig`.
+
+    Returns:
+        The configuration.
+    """
+    special: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    return ModernBertConfig(
+        intermediate_size=round(intermediate_size / 12) * 8,
+        num_hidden_layers=num_hidden_layers,
+        layer_types=["full_attention"] * num_hidden_layers,
+        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}},
+        **{**special, **fields},
+    )

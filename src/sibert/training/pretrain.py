@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, PreTrainedModel, TrainingArguments, set_seed
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
@@ -26,10 +34,12 @@ from sibert.data import (
 from sibert.models import (
     BertTwinForMaskedLM,
     BertTwinForPreTraining,
+    ModernBertTwinForMaskedLM,
     SibertConfig,
     SibertForMaskedLM,
     SibertForPreTraining,
     initialize_from_frequencies,
+    modern_bert_config,
     size_of,
 )
 from sibert.optim import Lamb, ScaleInvariantModel, build_optimizer, schedule, schedule_groups
@@ -63,26 +73,28 @@ def build_model(
         frequencies: Of the tokens, from which SIBERT and twin start (`initialize_from_frequencies`); None = not known.
 
     Returns:
-        SIBERT or its BERT twin, scaled by `initial_scale`.
+        SIBERT or one of its twins, scaled by `initial_scale`.
     """
     set_seed(recipe.seed)
     fields: dict[str, Any] = {
         **size_of(recipe.size),
         "vocab_size": vocab_size,
         "pad_token_id": pad_token_id,
-        "hidden_dropout_prob": recipe.dropout,
-        "attention_probs_dropout_prob": recipe.dropout,
         # Positions that training never sees would be noise: the model is as long as its sequences.
         "max_position_embeddings": recipe.seq_length,
     }
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), recipe.dropout)
     model: PreTrainedModel
     if recipe.model == "sibert":
         # Without pairs all tokens are of one type, whose embedding would only be in the way (see `SibertConfig`).
         segments = 2 if recipe.next_sentence else 0
-        config = SibertConfig(**fields, invariance=recipe.invariance, type_vocab_size=segments)
+        config = SibertConfig(**fields, **dropout, invariance=recipe.invariance, type_vocab_size=segments)
         model = SibertForPreTraining(config) if recipe.next_sentence else SibertForMaskedLM(config)
+    elif recipe.model == "modernbert":
+        rates: dict[str, Any] = dict.fromkeys(("embedding_dropout", "mlp_dropout", "attention_dropout"), recipe.dropout)
+        model = ModernBertTwinForMaskedLM(modern_bert_config(**fields, **rates))
     else:
-        twin_config = BertConfig(**fields)
+        twin_config = BertConfig(**fields, **dropout)
         model = BertTwinForPreTraining(twin_config) if recipe.next_sentence else BertTwinForMaskedLM(twin_config)
     if frequencies is not None:
         initialize_from_frequencies(model, frequencies.log_targets(), frequencies.inputs(recipe.mask_rate))
@@ -355,9 +367,12 @@ def _announce(
 
 
 def _savable(trainer: PretrainTrainer) -> PreTrainedModel:
-    """Strip the wrappers of training, and let a BERT twin be what it is: a plain BERT."""
+    """Strip the wrappers of training, and let a twin be what it is: a plain model of `transformers`."""
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
-    for twin, plain in ((BertTwinForMaskedLM, BertForMaskedLM), (BertTwinForPreTraining, BertForPreTraining)):
-        if isinstance(model, twin):
-            model.__class__ = plain
+    twins = {
+        BertTwinForMaskedLM: BertForMaskedLM,
+        BertTwinForPreTraining: BertForPreTraining,
+        ModernBertTwinForMaskedLM: ModernBertForMaskedLM,
+    }
+    model.__class__ = twins.get(type(model), type(model))
     return model

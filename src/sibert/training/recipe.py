@@ -10,7 +10,7 @@ from sibert.models import INVARIANCES, SIZES
 
 __all__ = ["PretrainRecipe"]
 
-Model = Literal["sibert", "bert"]
+Model = Literal["sibert", "bert", "modernbert"]
 OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
 ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -35,7 +35,7 @@ class PretrainRecipe:
     `initial_scale` (all scale-invariant parameters, of the twin all encoder parameters, are multiplied by it before the
     first step; a scale-invariant run does not care).
 
-    Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for the BERT twin); `steps`; `intrinsic_lr` =
+    Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for its twins); `steps`; `intrinsic_lr` =
     eta * lambda (None = 10 / steps, at most 0.001, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C),
     None = no clipping; `head_lr` of the head, which is not invariant (None = as `build_optimizer`); `schedule`;
     `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`, the
@@ -146,11 +146,13 @@ class PretrainRecipe:
             raise ValueError(f"warmup_steps must be less than steps, got {self.warmup_steps} of {self.steps}")
 
     def _check_optimizer(self) -> None:
-        if self.model == "bert" and self.optimizer == "clipped_sgd":
+        if self.model != "sibert" and self.optimizer == "clipped_sgd":
             raise ValueError(
-                "optimizer clipped_sgd needs a scale-invariant model, and BERT is none: its clipping threshold is a "
-                "multiple of the parameter norm; use --model sibert, or --optimizer adamw, lamb or sgd for BERT"
+                f"optimizer clipped_sgd needs a scale-invariant model, and {self.model} is none: its clipping "
+                "threshold is a multiple of the parameter norm; use --model sibert, or --optimizer adamw, lamb or sgd"
             )
+        if self.model == "modernbert" and self.next_sentence:
+            raise ValueError("next_sentence is for sibert and bert: ModernBERT has no types of tokens to mark a pair")
         if self.model == "sibert" and self.optimizer == "sgd":
             raise ValueError("plain SGD of SIBERT is optimizer clipped_sgd with clip none; use --clip none")
         if self.optimizer_name == "clipped_sgd":
