@@ -2,10 +2,10 @@
 
     python benchmarks/downstream/summary.py
 
-Writes results/downstream.md and docs/figures/downstream_sensitivity.svg. What has not been measured is left out.
+Writes results/downstream.md, whose parts the documentation includes, docs/figures/downstream_sensitivity.svg, and the
+table of scores between the markers of the README. What has not been measured is left out.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +20,7 @@ from matplotlib import pyplot as plt
 OURS, THEIRS = "SIBERT matrix, ClippedSGD", "ModernBERT, AdamW"
 CONVERTED = "ModernBERT converted, ClippedSGD"
 DEFAULT = {"D": 0.1, "head_lr": 1e-3}
+BEGIN, END = "<!-- downstream: begin -->", "<!-- downstream: end -->"
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte", "squad")
 
 
@@ -72,6 +73,11 @@ def defaults(study: Study) -> list[list[str]]:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def marked(name: str, part: str) -> str:
+    """Put marks around a part, by which pages of the documentation include it."""
+    return f"<!-- --8<-- [start:{name}] -->\n{part}\n<!-- --8<-- [end:{name}] -->"
 
 
 def shown(values: list[float]) -> str:
@@ -129,24 +135,32 @@ def draw(study: Study) -> None:
     figure.savefig(ROOT / "docs" / "figures" / "downstream_sensitivity.svg", metadata={"Date": None})
 
 
+def scores_table(study: Study) -> str:
+    """All contestants on all tasks, and what a step costs."""
+    rows = []
+    for name in CONTESTANTS:
+        found = [scores(study, name, task) for task in TASKS]
+        if any(found):
+            mean = f"{statistics.fmean(map(statistics.fmean, found)):.1f}" if all(found) else ""
+            rows.append([name, *map(shown, found), mean, *costs(study, name)])
+    return table(["", *TASKS, "mean", "ms a step", "state, MB"], rows)
+
+
 def main() -> None:
     study = Study({}, 1)
-    rows = [
-        [name, *(shown(scores(study, name, task)) for task in TASKS), *costs(study, name)]
-        for name in CONTESTANTS
-        if any(scores(study, name, task) for task in TASKS)
-    ]
     head = ["pre-trained", "rate", "M parameters", "steps", "validation loss", "minutes", "state, MB"]
-    parts = [table(head, pretraining(study)), table(["", *TASKS, "ms a step", "state, MB"], rows)]
-    for one, other in ((OURS, THEIRS), (CONVERTED, THEIRS)):
-        if differences := paired(study, one, other):
-            parts.append(f"{one} less {other}:\n\n" + table(["task", "difference", "p (Holm)"], differences))
-    if rows := defaults(study):
-        parts.append(f"{OURS}, seed 0:\n\n" + table(["task", "defaults", "best of six", "which"], rows))
-    text = "\n\n".join(parts) + "\n"
+    parts = {"pretraining": table(head, pretraining(study)), "scores": scores_table(study)}
+    for name, one in (("ours-less-adamw", OURS), ("converted-less-adamw", CONVERTED)):
+        parts[name] = table(["task", "difference", "p (Holm)"], paired(study, one, THEIRS))
+    parts["defaults"] = table(["task", "defaults", "best of six", "which"], defaults(study))
+    text = "\n\n".join(marked(name, part) for name, part in parts.items()) + "\n"
     RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
+    readme = ROOT / "README.md"
+    page = readme.read_text(encoding="utf-8")
+    if BEGIN in page:
+        readme.write_text(f"{page.split(BEGIN)[0]}{BEGIN}\n{parts['scores']}\n{END}{page.split(END)[1]}")
     draw(study)
-    print(json.dumps(len(study.records)), "runs")
+    print(len(study.records), "runs")
     print(text)
 
 
