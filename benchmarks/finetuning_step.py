@@ -3,8 +3,8 @@
     python benchmarks/finetuning_step.py              # writes benchmarks/results/finetuning_step.json
 
 All take turns, step by step, in one process, on a batch of 16 x 128 random tokens with two labels; the size is BERT
-base's with fewer layers. AdamW is torch's fused one. Bytes are those of the optimizer's state, and, each in a process of
-its own, the peak beyond what the imports take. See `alternation.py` for what happens on a machine that is not quiet.
+base's with fewer layers. AdamW is torch's fused one. Bytes are those of the optimizer's state, and, each in a process
+of its own, the peak beyond what the imports take. See `alternation.py` for what happens on a machine that is not quiet.
 """
 
 import argparse
