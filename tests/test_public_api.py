@@ -17,7 +17,8 @@ PUBLIC = {
     },
     "sibert.cli": {"main"},
     "sibert.data": {
-        "Corpus", "CorpusReport", "EpochSampler", "MaskedDataset", "PreparedCorpus", "StreamingMaskedDataset",
+        "Corpus", "CorpusReport", "EpochSampler", "LengthSampler", "MaskedDataset", "PreparedCorpus",
+        "StreamingMaskedDataset",
         "collate", "find_sources", "load_corpus", "load_tokenizer", "prepare_corpus",
         "TokenFrequencies", "train_tokenizer", "unigram_entropy",
     },

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from sibert.data import EpochSampler, collate
+from sibert.data import EpochSampler, LengthSampler, collate
 
 # Newer Pythons warn about forking a process that has threads, which is how torch starts its workers on Linux.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -135,3 +137,35 @@ def test_a_batch_is_stacked_int64_tensors(prepared_pairs):
         "next_sentence_label": (3,),
     }
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=300), st.integers(1, 40), st.integers(0, 9))
+def test_by_length_an_epoch_has_every_example_once_and_is_a_function_of_seed_and_epoch(lengths, batch, epoch):
+    sampler = LengthSampler(lengths, batch, seed=3)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(lengths)))
+    assert len(sampler) == len(lengths)
+    again = LengthSampler(lengths, batch, seed=3)
+    again.set_epoch(epoch)
+    assert list(again) == order
+
+
+def test_by_length_little_is_padded_and_batches_differ_from_epoch_to_epoch():
+    random = np.random.default_rng(0)
+    lengths, batch = random.integers(5, 128, 4000), 32
+
+    def padded(order):
+        return sum(batch * lengths[order[k : k + batch]].max() for k in range(0, len(order), batch)) / lengths.sum()
+
+    def batches(order):
+        return {frozenset(order[k : k + batch]) for k in range(0, len(order), batch)}
+
+    sampler = LengthSampler(lengths, batch, seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert padded(first) < 1.06 < 1.8 < padded(random.permutation(4000))
+    assert not batches(first) & batches(second)
+    longest = [lengths[first[k : k + batch]].max() for k in range(0, len(first), batch)]
+    assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.2  # long batches come early and late

@@ -85,7 +85,8 @@ def test_every_task_runs_from_end_to_end(task, sibert, tmp_path, quiet):
         assert set({**TASKS, **GENERIC}[task].metrics) <= set(scores)
         assert all(math.isfinite(value) for value in scores.values())
     again = evaluate_run(tmp_path / "run")
-    assert {split: pytest.approx(scores) for split, scores in again.items()} == results["scores"]
+    # A correlation of predictions that are nearly the same feels the rounding of a batch of another shape.
+    assert {split: pytest.approx(scores, abs=1e-4) for split, scores in again.items()} == results["scores"]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

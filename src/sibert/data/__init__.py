@@ -4,7 +4,7 @@ from sibert.data.corpora import Corpus, CorpusReport, load_corpus
 from sibert.data.frequencies import TokenFrequencies
 from sibert.data.masking import MaskedDataset, unigram_entropy
 from sibert.data.preparation import PreparedCorpus, prepare_corpus
-from sibert.data.sampling import EpochSampler, collate
+from sibert.data.sampling import EpochSampler, LengthSampler, collate
 from sibert.data.sources import find_sources
 from sibert.data.streaming import StreamingMaskedDataset
 from sibert.data.tokenizer import load_tokenizer, train_tokenizer
@@ -23,6 +23,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "train_tokenizer",
     # from packed sequences to batches
     "EpochSampler",
+    "LengthSampler",
     "MaskedDataset",
     "StreamingMaskedDataset",
     "collate",

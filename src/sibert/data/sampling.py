@@ -46,6 +46,54 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
             yield epoch, int(index)
 
 
+class LengthSampler(torch.utils.data.Sampler[int]):
+    """Yields indices, each once an epoch, so that a batch holds examples of about the same length: little is padding.
+
+    An epoch is a permutation, a pure function of (seed, epoch). It is cut into chunks of many batches, each chunk is
+    sorted by length and cut into batches, and these come in random order.
+
+    Args:
+        lengths: Of the examples, in tokens.
+        batch: Examples of a batch.
+        seed: Of the order.
+    """
+
+    CHUNK = 50
+    """Batches of a chunk, or fewer where there would not be four chunks: batches shall differ from epoch to epoch."""
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch = batch
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields.
+
+        Args:
+            epoch: its number, from 0.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        size = len(self.lengths)
+        random = random_stream(self.seed, Purpose.ORDER, self.epoch, 0)
+        order = random.permutation(size)
+        whole = size // self.batch  # batches; what remains is the last one, as it is
+        shuffled = random.permutation(whole)
+        chunk = self.batch * min(self.CHUNK, max(1, whole // 4))
+        rest = order[whole * self.batch :]
+        order = order[: whole * self.batch]
+        for start in range(0, len(order), chunk):
+            part = order[start : start + chunk]
+            order[start : start + chunk] = part[np.argsort(self.lengths[part], kind="stable")]
+        batches = order.reshape(whole, self.batch)[shuffled]
+        yield from (int(index) for index in (*batches.flat, *rest))
+
+
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack examples of equal shape; there is no randomness here, so that batches can be prepared ahead of time.
 

@@ -18,6 +18,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from sibert.data import LengthSampler
 from sibert.evaluation import Examples, examples_of, task_named
 from sibert.evaluation.baselines import bag_of_words, majority
 from sibert.evaluation.embeddings import contrastive_loss, mean_pooled, write_modules
@@ -91,6 +92,14 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.examples.task.kind == "embedding":  # where pairs of one length would be easier to tell apart
+            return super()._get_train_sampler(rows)
+        lengths = [len(row["input_ids"]) for row in rows]
+        # Processes take batches in turn, so that those of a step may differ in length.
+        return LengthSampler(lengths, self.args.train_batch_size, self.args.seed)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
