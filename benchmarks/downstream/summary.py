@@ -152,7 +152,7 @@ def main() -> None:
     parts = {"pretraining": table(head, pretraining(study)), "scores": scores_table(study)}
     for name, one in (("ours-less-adamw", OURS), ("converted-less-adamw", CONVERTED)):
         parts[name] = table(["task", "difference", "p (Holm)"], paired(study, one, THEIRS))
-    parts["defaults"] = table(["task", "defaults", "best of six", "which"], defaults(study))
+    parts["defaults"] = table(["task", "defaults", "best of four", "which"], defaults(study))
     text = "\n\n".join(marked(name, part) for name, part in parts.items()) + "\n"
     RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
     readme = ROOT / "README.md"
