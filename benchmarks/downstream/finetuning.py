@@ -3,9 +3,9 @@
     python benchmarks/downstream/finetuning.py [PHASE ...] --text FILE ... --glue FOLDER --qa FOLDER [--workers 2]
 
 Phases: `pretrain` (two rates each, of which the one with the lower validation loss goes on), `tune` (four settings on
-each task, seed 0), `seeds` (the best setting, four more seeds), `sensitivity` (the model converted and not, learning
-rates over four orders of magnitude). The models are kept in runs/downstream, results are lines of
-benchmarks/results/downstream.jsonl; what is there is not run again.
+each task, seed 0), `baselines` (majority and a bag of words), `seeds` (the best setting, four more seeds),
+`sensitivity` (the model converted and not, learning rates over four orders of magnitude). The models are kept in
+runs/downstream, results are lines of benchmarks/results/downstream.jsonl; what is there is not run again.
 
 GLUE's folder has CoLA, SST-2, MRPC, STS-B, QNLI, RTE as the official archive has them (packed is fine). Where the
 official data are not to be had, proxies take their place: for MNLI and QNLI's missing training set the labelled
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sibert.evaluation import TASKS, held_out, task_named, task_rows
+from sibert.evaluation import TASKS, bag_of_words, examples_of, held_out, majority, task_named, task_rows
 from sibert.evaluation.glue import glue_rows
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +211,7 @@ class Study:
         lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
         records = list(map(json.loads, lines))
         self.pretraining = [record for record in records if "pretraining" in record]
+        self.simple = [record for record in records if "baseline" in record]
         self.records = {key(record): record for record in records if "contestant" in record}
 
     def run(self, trials: Sequence[tuple[str, str, dict[str, float], int]]) -> None:
@@ -244,6 +245,21 @@ class Study:
     def tune(self) -> None:
         """Six settings of each contestant on each task."""
         self.run([(c, t, s, SEEDS[0]) for t in self.folders for c, one in CONTESTANTS.items() for s in one.settings])
+
+    def baselines(self) -> None:
+        """What needs no encoder."""
+        known = {(record["baseline"], record["task"]) for record in self.simple}
+        for task, data in self.folders.items():
+            if task_named(task).kind == "qa":
+                continue
+            examples = examples_of(task_named(task), task_rows(task_named(task), data))
+            for name, baseline in (("majority", majority), ("bag of words", bag_of_words)):
+                if (name, task) not in known:
+                    split = task_named(task).splits[0]
+                    record = {"baseline": name, "task": task, "scores": {split: baseline(examples, split)}}
+                    self.simple.append(record)
+                    _keep([record])
+                    print(name, task, score(record), flush=True)
 
     def seeds(self) -> None:
         """More seeds at the best setting."""
@@ -288,7 +304,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
-    phases = options.phases or ["pretrain", "tune", "seeds", "sensitivity"]
+    phases = options.phases or ["pretrain", "tune", "baselines", "seeds", "sensitivity"]
     if "pretrain" in phases:
         _tokenizer(WORK / "tokenizer", options.text)
         runs = [(name, index) for name, several in MODELS.items() for index in range(len(several))]

@@ -93,7 +93,7 @@ def costs(study: Study, contestant: str) -> list[str]:
     record: dict[str, Any] | None = None if setting is None else study.find(contestant, "mrpc", setting, SEEDS[0])
     if record is None:
         return ["", ""]
-    return [f"{1000 * record['seconds'] / record['steps']:.0f}", f"{record['optimizer_state_bytes'] / 1e6:.2f}"]
+    return [f"{1000 * record['seconds'] / record['steps']:.0f}", f"{record['optimizer_state_bytes'] / 1e3:.0f}"]
 
 
 def pretraining(study: Study) -> list[list[str]]:
@@ -143,7 +143,12 @@ def scores_table(study: Study) -> str:
         if any(found):
             mean = f"{statistics.fmean(map(statistics.fmean, found)):.1f}" if all(found) else ""
             rows.append([name, *map(shown, found), mean, *costs(study, name)])
-    return table(["", *TASKS, "mean", "ms a step", "state, MB"], rows)
+    for name in dict.fromkeys(record["baseline"] for record in study.simple):
+        found = [
+            [score(one) for one in study.simple if (one["baseline"], one["task"]) == (name, task)] for task in TASKS
+        ]
+        rows.append([name, *map(shown, found), "", "", ""])
+    return table(["", *TASKS, "mean", "ms a step", "state, kB"], rows)
 
 
 def main() -> None:
