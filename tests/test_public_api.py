@@ -46,6 +46,10 @@ PUBLIC = {
         "Blocker", "Check", "Confirmation", "Kind", "Place", "Slices", "Symmetry", "SymmetryReport", "Verdict",
         "analyze", "assert_scale_invariant", "invariant_rows",
     },
+    "sibert.dynamics": {
+        "Equilibrium", "EquivalentExponentialLR", "ExponentialSchedule", "adamw_equilibrium", "characteristic_root",
+        "equilibrium", "lion_equilibrium", "sgd_equilibrium", "texp", "texp_plus_plus",
+    },
     "sibert.optim": {
         "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",
         "Schedule", "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",

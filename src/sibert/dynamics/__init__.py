@@ -1,0 +1,31 @@
+"""Instruments of training dynamics, for any torch model in any loop: torch alone."""
+
+from sibert.dynamics.equilibrium import (
+    Equilibrium,
+    adamw_equilibrium,
+    equilibrium,
+    lion_equilibrium,
+    sgd_equilibrium,
+)
+from sibert.dynamics.exponential_lr import (
+    EquivalentExponentialLR,
+    ExponentialSchedule,
+    characteristic_root,
+    texp,
+    texp_plus_plus,
+)
+
+__all__ = [  # noqa: RUF022  (grouped by what they do)
+    # what theory predicts of a scale-invariant group
+    "Equilibrium",
+    "adamw_equilibrium",
+    "equilibrium",
+    "lion_equilibrium",
+    "sgd_equilibrium",
+    # weight decay as a schedule
+    "EquivalentExponentialLR",
+    "ExponentialSchedule",
+    "characteristic_root",
+    "texp",
+    "texp_plus_plus",
+]

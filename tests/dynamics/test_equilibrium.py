@@ -1,0 +1,186 @@
+"""Predicted against simulated: gradients at random, orthogonal to the parameters, of size g / |x|."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sibert.dynamics import adamw_equilibrium, equilibrium, lion_equilibrium, sgd_equilibrium
+from sibert.optim import ClippedSGD
+
+ENTRIES, GRADIENT = 800, 3.0
+
+
+class Lion(torch.optim.Optimizer):
+    def __init__(self, params, **defaults):
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            (b1, b2), lr, decay = group["betas"], group["lr"], group["weight_decay"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                update = (b1 * m + (1 - b1) * p.grad).sign()
+                m.mul_(b2).add_(p.grad, alpha=1 - b2)
+                p.mul_(1 - lr * decay).sub_(update, alpha=lr)
+
+
+def simulate(make, norm, steps, scale=1.0):
+    """Norms, and squared angles, of the second half of a run that starts at a norm."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ENTRIES, dtype=torch.float64, generator=generator)
+    x = torch.nn.Parameter(norm * x / x.norm())
+    optimizer = make([x])
+    norms, angles = [], []
+    for step in range(steps):
+        with torch.no_grad():
+            g = torch.randn(ENTRIES, dtype=torch.float64, generator=generator)
+            length = x.norm()
+            g -= (g @ x) * x / length**2
+            x.grad = scale * GRADIENT * g / (math.sqrt(ENTRIES) * length)
+            before = x.clone()
+            optimizer.step()
+            cosine = (before @ x / (length * x.norm())).clamp(max=1.0)
+            norms.append(x.norm().item())
+            if step >= steps // 2:
+                angles.append(torch.arccos(cosine).item() ** 2)
+    return np.asarray(norms), math.sqrt(np.mean(angles))
+
+
+def fourth_root(norms):
+    return np.mean(norms[len(norms) // 2 :] ** 4) ** 0.25
+
+
+def square_root(norms):
+    return np.mean(norms[len(norms) // 2 :] ** 2) ** 0.5
+
+
+@pytest.mark.parametrize(("lr", "weight_decay"), [(0.1, 0.01), (2.0, 0.05)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd(lr, weight_decay, momentum):
+    predicted = sgd_equilibrium(lr, weight_decay, momentum, GRADIENT)
+    make = lambda p: torch.optim.SGD(p, lr=lr, weight_decay=weight_decay, momentum=momentum)  # noqa: E731
+    norms, angle = simulate(make, predicted.norm, 4000)
+    high_order = 0.02 if lr * weight_decay < 0.01 or not momentum else 0.04
+    assert fourth_root(norms) == pytest.approx(predicted.norm, rel=high_order)
+    assert angle == pytest.approx(predicted.angular_update, rel=high_order)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "predict", "betas"),
+    [
+        (torch.optim.AdamW, adamw_equilibrium, (0.9, 0.999)),
+        (torch.optim.AdamW, adamw_equilibrium, (0.5, 0.999)),
+        (Lion, lion_equilibrium, (0.9, 0.99)),
+        (Lion, lion_equilibrium, (0.5, 0.9)),
+    ],
+)
+@pytest.mark.parametrize("weight_decay", [0.05, 0.2])
+def test_steps_of_a_size_of_their_own(optimizer, predict, betas, weight_decay):
+    predicted = predict(0.01, weight_decay, betas, ENTRIES)
+    make = lambda p: optimizer(p, lr=0.01, betas=betas, weight_decay=weight_decay)  # noqa: E731
+    norms, angle = simulate(make, predicted.norm, 8000)
+    assert square_root(norms) == pytest.approx(predicted.norm, rel=0.02)
+    assert angle == pytest.approx(predicted.angular_update, rel=0.02)
+
+
+def test_the_terms_of_leading_order():
+    eta, decay, m, (b1, _) = 1e-4, 1e-2, 0.9, (0.9, 0.999)
+    assert sgd_equilibrium(eta, decay, m).angular_update == pytest.approx(
+        math.sqrt(2 * eta * decay / (1 + m)), rel=1e-5
+    )
+    norm = sgd_equilibrium(eta, decay, m, 2.0).norm
+    assert norm**4 == pytest.approx(eta * 4.0 / (2 * decay * (1 - m)), rel=1e-5)
+    adamw = adamw_equilibrium(eta, decay, entries=7)
+    assert adamw.angular_update == pytest.approx(math.sqrt(2 * eta * decay * (1 - b1) / (1 + b1)), rel=1e-4)
+    assert adamw.norm**2 == pytest.approx(eta * 7 / (2 * decay), rel=1e-4)
+
+
+def test_adam_with_the_decay_in_the_gradient_depends_on_the_scale_of_the_loss_and_adamw_does_not():
+    make = lambda kind: lambda p: kind(p, lr=0.01, weight_decay=0.2)  # noqa: E731
+    angles = {
+        kind: [simulate(make(kind), 4.0, 2000, scale)[1] for scale in (0.1, 10.0)]
+        for kind in (torch.optim.Adam, torch.optim.AdamW)
+    }
+    assert angles[torch.optim.AdamW][0] == pytest.approx(angles[torch.optim.AdamW][1], rel=1e-4)
+    assert max(angles[torch.optim.Adam]) > 2 * min(angles[torch.optim.Adam])
+
+
+@pytest.mark.parametrize("start", [0.2, 5.0])
+def test_the_way_to_equilibrium(start):
+    lr, decay = 0.1, 0.01
+    predicted = sgd_equilibrium(lr, decay, gradient_norm=GRADIENT)
+    norms, _ = simulate(lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay), start * predicted.norm, 1500)
+    for steps in (50, 200, 800):
+        assert norms[steps - 1] == pytest.approx(predicted.norm_after(steps, start * predicted.norm), rel=0.02)
+    steps = predicted.steps_until(start * predicted.norm)
+    assert predicted.norm_after(steps, start * predicted.norm) / predicted.norm == pytest.approx(
+        1.05 if start > 1 else 0.95
+    )
+    assert predicted.steps_until(1.02 * predicted.norm) == 0.0
+
+
+def test_the_way_of_adamw():
+    predicted = adamw_equilibrium(0.01, 0.2, entries=ENTRIES)
+    make = lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.98), weight_decay=0.2)  # noqa: E731
+    norms, _ = simulate(make, 4 * predicted.norm, 1000)
+    for steps in (100, 300, 900):  # the second moment lags behind gradients that grow as the norm falls
+        assert norms[steps - 1] == pytest.approx(predicted.norm_after(steps, 4 * predicted.norm), rel=0.03)
+
+
+class TestOfAnOptimizer:
+    def parameters(self):
+        return [torch.nn.Parameter(torch.ones(2, 3))]
+
+    def test_sgd_and_adamw(self):
+        sgd = torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.02, momentum=0.9)
+        assert equilibrium(sgd, 0, 2.0) == sgd_equilibrium(0.1, 0.02, 0.9, 2.0)
+        adamw = torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.02)
+        assert equilibrium(adamw, adamw.param_groups[0]) == adamw_equilibrium(0.1, 0.02, entries=6)
+
+    def test_clipped_sgd(self):
+        explicit = ClippedSGD(self.parameters(), lr=0.1, weight_decay=0.02)
+        assert equilibrium(explicit, 0, 2.0) == sgd_equilibrium(0.1, 0.02, gradient_norm=2.0)
+        intrinsic = ClippedSGD(parameters := self.parameters(), intrinsic_lr=0.01)
+        assert equilibrium(intrinsic, 0) == sgd_equilibrium(1.0, 0.01)
+        with pytest.raises(ValueError, match="after the first step"):
+            equilibrium(intrinsic, 0, 2.0)
+        parameters[0].grad = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+        intrinsic.step()
+        norm = equilibrium(intrinsic, 0, math.sqrt(12.0)).norm  # calibrated: it starts at equilibrium
+        assert norm == pytest.approx(math.sqrt(6.0), rel=0.01)
+
+    def test_rows_have_no_norm_in_common(self):
+        rows = ClippedSGD([{"params": self.parameters(), "rows": True}], intrinsic_lr=0.01)
+        assert equilibrium(rows, 0).angular_update == pytest.approx(math.sqrt(0.02), rel=0.01)
+        with pytest.raises(ValueError, match="each row of this group"):
+            equilibrium(rows, 0, 1.0)
+
+    def test_adam(self):
+        with pytest.raises(ValueError, match="depends on the scale of the loss"):
+            equilibrium(torch.optim.Adam(self.parameters(), weight_decay=0.1), 0)
+
+    def test_another(self):
+        with pytest.raises(TypeError, match="not that of RMSprop"):
+            equilibrium(torch.optim.RMSprop(self.parameters(), weight_decay=0.1), 0)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("lr", "decay"), [(0.1, 0.0), (0.0, 0.1)])
+    def test_no_decay(self, lr, decay):
+        with pytest.raises(ValueError, match="no balance"):
+            sgd_equilibrium(lr, decay)
+
+    def test_too_much(self):
+        with pytest.raises(ValueError, match="must be below 1"):
+            adamw_equilibrium(1.0, 2.0)
+
+    def test_a_norm_without_gradient(self):
+        with pytest.raises(ValueError, match="give gradient_norm"):
+            sgd_equilibrium(0.1, 0.1).steps_until(1.0)
+
+    def test_momentum(self):
+        with pytest.raises(ValueError, match="momentum"):
+            sgd_equilibrium(0.1, 0.1, 1.5)
