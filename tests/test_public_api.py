@@ -47,8 +47,9 @@ PUBLIC = {
         "analyze", "assert_scale_invariant", "invariant_rows",
     },
     "sibert.dynamics": {
-        "Equilibrium", "EquivalentExponentialLR", "ExponentialSchedule", "adamw_equilibrium", "characteristic_root",
-        "equilibrium", "lion_equilibrium", "sgd_equilibrium", "texp", "texp_plus_plus",
+        "Equilibrium", "EquivalentExponentialLR", "ExponentialSchedule", "Rotation", "RotationRecorder",
+        "adamw_equilibrium", "characteristic_root", "equilibrium", "lion_equilibrium", "sgd_equilibrium", "texp",
+        "texp_plus_plus",
     },
     "sibert.optim": {
         "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",

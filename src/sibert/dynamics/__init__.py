@@ -14,8 +14,12 @@ from sibert.dynamics.exponential_lr import (
     texp,
     texp_plus_plus,
 )
+from sibert.dynamics.rotation import Rotation, RotationRecorder
 
 __all__ = [  # noqa: RUF022  (grouped by what they do)
+    # what a step does to a scale-invariant group
+    "Rotation",
+    "RotationRecorder",
     # what theory predicts of a scale-invariant group
     "Equilibrium",
     "adamw_equilibrium",

@@ -1,0 +1,188 @@
+"""Rotation, measured: against the definition in float64, against ClippedSGD's own, and in loops of others."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sibert.dynamics import RotationRecorder, equilibrium, sgd_equilibrium
+from sibert.models import SibertConfig, SibertForMaskedLM
+from sibert.optim import ClippedSGD, InvariantGroup, build_optimizer
+
+
+class Net(nn.Module):
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second, self.head = nn.Linear(6, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+        self.to(dtype)
+
+    def forward(self, x):
+        for layer in (self.first, self.second):
+            x = F.layer_norm(layer(x), (8,), eps=0.0).relu()
+        return self.head(x)
+
+    @property
+    def groups(self):
+        return {"first": [self.first.weight], "second": [self.second.weight]}
+
+
+def train(net, optimizer, steps, dtype=torch.float64, call=None):
+    losses, before, after = [], [], []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(16, 6, generator=generator, dtype=torch.float64).to(dtype)
+        y = torch.randint(3, (16,), generator=generator)
+        loss = F.cross_entropy((net if call is None else call)(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        before.append(net.first.weight.detach().double().clone())
+        optimizer.step()
+        after.append(net.first.weight.detach().double().clone())
+        losses.append(loss.item())
+    return losses, before, after
+
+
+def angle(x, y):
+    x, y = x.flatten() / x.norm(), y.flatten() / y.norm()
+    return 2.0 * math.asin((x - y).norm().item() / 2.0)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_measures_what_it_says_and_changes_nothing(name, dtype):
+    expected, _, _ = train(net := Net(dtype), OPTIMIZERS[name](net.parameters()), 9, dtype)
+    net = Net(dtype)
+    optimizer = OPTIMIZERS[name](net.parameters())
+    recorder = RotationRecorder(optimizer, net.groups, every=4)
+    losses, before, after = train(net, optimizer, 9, dtype)
+    assert losses == expected
+    assert [(one.name, one.step) for one in recorder.records] == [(n, s) for s in (1, 5, 9) for n in net.groups]
+    for one in recorder.records[::2]:
+        x, y = before[one.step - 1], after[one.step - 1]
+        assert one.norm == pytest.approx(x.norm().item(), rel=1e-6)
+        assert one.angular_update == pytest.approx(angle(x, y), rel=1e-9 if dtype == torch.float64 else 1e-4)
+        expected_lr = 0.1 / (0.5 * x.norm().item() ** 2) if name == "sgd" else None
+        assert one.effective_lr == (None if expected_lr is None else pytest.approx(expected_lr, rel=1e-6))
+
+
+def test_a_model_that_is_compiled_and_a_recorder_that_is_closed():
+    net = Net()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    recorder = RotationRecorder(optimizer, net.groups, every=1)
+    train(net, optimizer, 2, call=torch.compile(net, backend="eager"))
+    assert len(recorder.records) == 4
+    recorder.close()
+    train(net, optimizer, 2)
+    assert len(recorder.records) == 4
+
+
+@pytest.mark.parametrize("invariance", ["joint", "matrix", "row"])
+def test_sibert_by_groups_and_by_rows_as_its_optimizer_says(invariance):
+    torch.manual_seed(0)
+    config = SibertConfig.of_size("nano", vocab_size=30, invariance=invariance, type_vocab_size=0)
+    model = SibertForMaskedLM(config).double()
+    optimizer = build_optimizer(model, intrinsic_lr=0.01)
+    recorder = RotationRecorder(optimizer, every=1)
+    ids_BT = torch.randint(1, 30, (4, 12))
+    model(input_ids=ids_BT, labels=ids_BT).loss.backward()
+    optimizer.step()
+    theirs = {one.name: one for one in optimizer.statistics()}
+    assert {one.name for one in recorder.records} == set(theirs)
+    for one in recorder.records:
+        own = theirs[one.name]
+        if one.quantiles is None:
+            assert one.angular_update == pytest.approx(own.angular_update, rel=1e-6)
+            assert one.norm == pytest.approx(own.param_norm, rel=1e-6)
+            assert one.effective_lr == pytest.approx(own.effective_lr, rel=1e-6)
+        else:
+            assert one.quantiles[0] <= one.quantiles[1] <= one.quantiles[2]
+            assert one.angular_update > 0
+    assert any(one.quantiles for one in recorder.records) == (invariance == "row")
+
+
+def test_rows_one_by_one():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(5, 4, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.3, weight_decay=0.1)
+    recorder = RotationRecorder(optimizer, {"w": InvariantGroup([("w", weight)], rows=True)}, every=1)
+    gradient = torch.randn(5, 4, dtype=torch.float64)
+    old = weight.detach().clone()
+    weight.grad = gradient - (gradient * old).sum(1, keepdim=True) * old / old.square().sum(1, keepdim=True)
+    optimizer.step()
+    angles = [angle(x, y) for x, y in zip(old, weight.detach(), strict=True)]
+    assert recorder.records[0].angular_update == pytest.approx(math.sqrt(sum(a * a for a in angles) / 5))
+    assert recorder.records[0].quantiles[1] == pytest.approx(sorted(angles)[2])
+
+
+def test_what_the_optimizer_marks_is_found():
+    x, y = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
+    groups = [{"params": [x], "scale_invariant": True, "name": "x"}, {"params": [y]}]
+    assert list(RotationRecorder(torch.optim.SGD(groups, lr=0.1)).groups) == ["x"]
+    assert list(RotationRecorder(ClippedSGD([x], lr=0.1, weight_decay=0.1)).groups)
+
+
+def test_a_step_without_gradient_is_no_step_of_the_group():
+    x, y = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
+    optimizer = torch.optim.SGD([x, y], lr=0.1)
+    recorder = RotationRecorder(optimizer, {"x": [x], "y": [y]}, every=1)
+    x.grad = torch.tensor([-4.0, 3.0])
+    optimizer.step()
+    assert [one.name for one in recorder.records] == ["x"]
+
+
+def test_at_equilibrium_it_measures_the_predicted_rotation():
+    torch.manual_seed(0)
+    x = nn.Parameter(torch.randn(400, dtype=torch.float64))
+    optimizer = torch.optim.SGD([x], lr=0.5, weight_decay=0.02)
+    with torch.no_grad():
+        x.mul_(sgd_equilibrium(0.5, 0.02, gradient_norm=1.0).norm / x.norm())
+    recorder = RotationRecorder(optimizer, {"x": [x]}, every=10)
+    for _ in range(1000):
+        g = torch.randn(400, dtype=torch.float64)
+        g -= (g @ x.detach()) * x.detach() / x.detach().square().sum()
+        x.grad = g / (20.0 * x.detach().norm())
+        optimizer.step()
+    measured = math.sqrt(sum(one.angular_update**2 for one in recorder.records) / len(recorder.records))
+    assert measured == pytest.approx(equilibrium(optimizer, 0).angular_update, rel=0.02)
+
+
+class TestRefusals:
+    def test_no_group(self):
+        with pytest.raises(ValueError, match="no parameter group is marked scale_invariant"):
+            RotationRecorder(OPTIMIZERS["sgd"](Net().parameters()))
+
+    def test_every(self):
+        net = Net()
+        with pytest.raises(ValueError, match="every must be at least 1"):
+            RotationRecorder(OPTIMIZERS["sgd"](net.parameters()), net.groups, every=0)
+
+    def test_a_group_that_is_not_invariant(self):
+        net = Net()
+        optimizer = OPTIMIZERS["sgd"](net.parameters())
+        RotationRecorder(optimizer, {"head": [net.head.weight]})
+        with pytest.raises(ValueError, match="head: the cosine of parameters and gradient"):
+            train(net, optimizer, 1)
+
+    def test_rows_that_are_not_invariant(self):
+        net = Net()
+        optimizer = OPTIMIZERS["sgd"](net.parameters())
+        RotationRecorder(optimizer, {"first": InvariantGroup([("w", net.first.weight)], rows=True)})
+        with pytest.raises(ValueError, match="first: the cosine"):
+            train(net, optimizer, 1)
+
+    def test_no_direction(self):
+        x = nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.SGD([x], lr=0.1)
+        RotationRecorder(optimizer, {"x": [x]})
+        x.grad = torch.ones(3)
+        with pytest.raises(ValueError, match="x: a norm is 0"):
+            optimizer.step()
