@@ -14,7 +14,9 @@ from sibert.dynamics.exponential_lr import (
     texp,
     texp_plus_plus,
 )
+from sibert.dynamics.noise import GradientNoise, gradient_noise, square_root_scaling
 from sibert.dynamics.rotation import Rotation, RotationRecorder
+from sibert.dynamics.svag import SVAG, gaussian_example_weights, svag_coefficients
 
 __all__ = [  # noqa: RUF022  (grouped by what they do)
     # what a step does to a scale-invariant group
@@ -26,6 +28,13 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "equilibrium",
     "lion_equilibrium",
     "sgd_equilibrium",
+    # noise of the gradient
+    "SVAG",
+    "GradientNoise",
+    "gaussian_example_weights",
+    "gradient_noise",
+    "square_root_scaling",
+    "svag_coefficients",
     # weight decay as a schedule
     "EquivalentExponentialLR",
     "ExponentialSchedule",
