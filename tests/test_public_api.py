@@ -47,10 +47,10 @@ PUBLIC = {
         "analyze", "assert_scale_invariant", "invariant_rows",
     },
     "sibert.dynamics": {
-        "Equilibrium", "EquivalentExponentialLR", "ExponentialSchedule", "GradientNoise", "Rotation",
-        "RotationRecorder", "SVAG", "adamw_equilibrium", "characteristic_root", "equilibrium",
+        "Equilibrium", "EquivalentExponentialLR", "Estimate", "ExponentialSchedule", "GradientNoise", "Hessian",
+        "Rotation", "RotationRecorder", "SVAG", "adamw_equilibrium", "characteristic_root", "equilibrium",
         "gaussian_example_weights", "gradient_noise", "lion_equilibrium", "sgd_equilibrium", "square_root_scaling",
-        "svag_coefficients", "texp", "texp_plus_plus",
+        "stability_line", "svag_coefficients", "texp", "texp_plus_plus",
     },
     "sibert.optim": {
         "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",

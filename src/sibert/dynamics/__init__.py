@@ -1,5 +1,6 @@
 """Instruments of training dynamics, for any torch model in any loop: torch alone."""
 
+from sibert.dynamics.curvature import Estimate, Hessian, stability_line
 from sibert.dynamics.equilibrium import (
     Equilibrium,
     adamw_equilibrium,
@@ -28,6 +29,10 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "equilibrium",
     "lion_equilibrium",
     "sgd_equilibrium",
+    # curvature
+    "Estimate",
+    "Hessian",
+    "stability_line",
     # noise of the gradient
     "SVAG",
     "GradientNoise",
