@@ -164,8 +164,9 @@ def trained(sibert, tmp_path_factory):
 class TestEmbeddings:
     def test_anchors_find_their_positives(self, trained):
         assert read_results(trained / "run")["scores"]["validation"]["retrieval_accuracy"] == 1.0
-        untrained = read_results(trained / "run")["optimizer_state_bytes"]
-        assert untrained == 0  # the whole encoder is scale invariant, and there is no head
+        state = read_results(trained / "run")["optimizer_state_bytes"]
+        tokens = len(AutoTokenizer.from_pretrained(trained / "run"))
+        assert state == 8 * tokens  # one eta for each; the whole encoder is scale invariant, and there is no head
 
     def test_sentence_transformers_opens_it(self, trained):
         loaded = SentenceTransformer(str(trained / "run"), device="cpu")
@@ -238,6 +239,13 @@ class TestOptimizers:
         invariant = [group for group in optimizer.param_groups if group.get("scale_invariant")]
         assert [group["intrinsic_lr"] for group in invariant] == [0.001] * len(invariant)
         assert [group["name"] for group in optimizer.param_groups if not group.get("scale_invariant")] == ["head"]
+
+    @pytest.mark.parametrize("invariance", ["joint", "matrix", "row"])
+    def test_tokens_turn_on_their_own_where_that_changes_nothing(self, invariance, sst2, tmp_path):
+        model = downstream.pretrained(tmp_path / "model", invariance)
+        groups = self.groups(model, sst2).param_groups
+        tables = [group for group in groups if "word_embeddings" in group["name"]]
+        assert [group["rows"] for group in tables] == ([] if invariance == "joint" else [True])
 
     @pytest.mark.parametrize("name", ["lamb", "adamw"])
     def test_the_paper_s_choice_and_the_twin_s(self, name, sibert, bert, sst2, tmp_path, quiet):

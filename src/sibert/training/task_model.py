@@ -137,7 +137,7 @@ def build_task_optimizer(recipe: FinetuneRecipe, model: PreTrainedModel, steps: 
     if recipe.convert:
         optimizer = conversion.build_optimizer(model, intrinsic_lr=intrinsic_lr, clip=recipe.clip, rest_lr=head_lr)
     elif name == "clipped_sgd":
-        groups = param_groups(model)
+        groups = _with_tokens_of_their_own(param_groups(model), model)
         optimizers: list[Optimizer] = [
             ClippedSGD([g for g in groups if g["scale_invariant"]], clip=recipe.clip, intrinsic_lr=intrinsic_lr)
         ]
@@ -150,6 +150,21 @@ def build_task_optimizer(recipe: FinetuneRecipe, model: PreTrainedModel, steps: 
     warmed, never_warm = schedule(recipe.schedule, steps, warmup_steps=warmup), schedule(recipe.schedule, steps)
     never = [g["name"] for g in optimizer.param_groups if g.get("scale_invariant") and name == "clipped_sgd"]
     return optimizer, schedule_groups(optimizer, warmed, dict.fromkeys(never, never_warm))
+
+
+def _with_tokens_of_their_own(groups: list[dict[str, Any]], model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Let each token's row turn at the scale of its own gradients.
+
+    A task says most about tokens that are rare in its data, and they are a small part of the table's gradient. (In
+    pre-training the table is one vector: its rare rows would follow noise, see docs/concepts/granularity.md.) In the
+    paper's form the rows are not invariant on their own.
+    """
+    if getattr(model.config, "invariance", "joint") != "joint":
+        tokens = model.get_input_embeddings().weight
+        for group in groups:
+            if group["scale_invariant"] and any(parameter is tokens for _, parameter in group["params"]):
+                group["rows"] = True
+    return groups
 
 
 def _adaptive(recipe: FinetuneRecipe, model: PreTrainedModel, name: str) -> Optimizer:
