@@ -47,10 +47,11 @@ PUBLIC = {
         "analyze", "assert_scale_invariant", "invariant_rows",
     },
     "sibert.dynamics": {
-        "Equilibrium", "EquivalentExponentialLR", "Estimate", "ExponentialSchedule", "GradientNoise", "Hessian",
-        "Rotation", "RotationRecorder", "SVAG", "adamw_equilibrium", "characteristic_root", "equilibrium",
-        "gaussian_example_weights", "gradient_noise", "lion_equilibrium", "sgd_equilibrium", "square_root_scaling",
-        "stability_line", "svag_coefficients", "texp", "texp_plus_plus",
+        "Drift", "Equilibrium", "EquivalentExponentialLR", "Estimate", "ExponentialSchedule", "GradientNoise",
+        "Hessian", "Minimiser", "Rotation", "RotationRecorder", "SVAG", "adamw_equilibrium", "characteristic_root",
+        "equilibrium", "follow", "function_of", "gaussian_example_weights", "gradient_noise", "label_noise_velocity",
+        "lion_equilibrium", "normalized_gd_velocity", "project", "sgd_equilibrium", "sphere_velocity",
+        "sqrt_loss_velocity", "square_root_scaling", "stability_line", "svag_coefficients", "texp", "texp_plus_plus",
     },
     "sibert.optim": {
         "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",

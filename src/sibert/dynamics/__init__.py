@@ -15,6 +15,17 @@ from sibert.dynamics.exponential_lr import (
     texp,
     texp_plus_plus,
 )
+from sibert.dynamics.flows import (
+    Drift,
+    Minimiser,
+    follow,
+    function_of,
+    label_noise_velocity,
+    normalized_gd_velocity,
+    project,
+    sphere_velocity,
+    sqrt_loss_velocity,
+)
 from sibert.dynamics.noise import GradientNoise, gradient_noise, square_root_scaling
 from sibert.dynamics.rotation import Rotation, RotationRecorder
 from sibert.dynamics.svag import SVAG, gaussian_example_weights, svag_coefficients
@@ -46,4 +57,14 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "characteristic_root",
     "texp",
     "texp_plus_plus",
+    # after the loss has reached its minimum
+    "Drift",
+    "Minimiser",
+    "follow",
+    "function_of",
+    "label_noise_velocity",
+    "normalized_gd_velocity",
+    "project",
+    "sphere_velocity",
+    "sqrt_loss_velocity",
 ]
