@@ -169,6 +169,26 @@ def test_masks_of_every_form_agree(config, batch):
     )
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_classifier_sees_the_first_token_or_the_mean_and_never_the_padding(pooling, config, batch):
+    settings = SibertConfig.from_dict({**config.to_dict(), "classifier_pooling": pooling})
+    model = roughened(SibertForSequenceClassification(settings).eval())
+    seen = []
+    model.pooler.dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    ids, mask = (batch[name][:3] for name in ("input_ids", "attention_mask"))
+    logits = model(ids, attention_mask=mask).logits
+    hidden = model.sibert(ids, attention_mask=mask).last_hidden_state
+    expected = [h[m.bool()].mean(0) if pooling == "mean" else h[0] for h, m in zip(hidden, mask, strict=True)]
+    torch.testing.assert_close(seen[0], torch.stack(expected))
+    torch.testing.assert_close(model(torch.where(mask.bool(), ids, 7), attention_mask=mask).logits, logits)
+    torch.testing.assert_close(model(ids, attention_mask=torch.ones_like(mask)).logits, model(ids).logits)
+    if pooling == "mean":
+        with pytest.raises(ValueError, match=r"needs an attention_mask \[B, T\]"):
+            model(ids, attention_mask=mask[:, None, :].expand(-1, 19, -1))
+        model(ids, attention_mask=torch.zeros_like(mask))
+        assert not seen[-1].any()  # nothing but padding
+
+
 def test_masked_positions_give_the_loss_of_full_labels(config, batch):
     model = roughened(SibertForMaskedLM(config).eval())
     positions = torch.tensor([[2, 5, 7], [1, 3, 0], [4, 6, 0], [9, 0, 0]])
@@ -292,6 +312,10 @@ def test_errors_teach(config, batch):
         SibertConfig(invariance="column")
     with pytest.raises(StrictDataclassError, match="vocab_size must be at least 1"):
         SibertConfig(vocab_size=0)
+    assert SibertConfig(invariance="joint").classifier_pooling == "cls"
+    assert SibertConfig(invariance="row").classifier_pooling == "mean"
+    with pytest.raises(StrictDataclassError, match="'cls' or 'mean', got 'max'"):
+        SibertConfig(classifier_pooling="max")
     with pytest.raises(StrictDataclassError, match="hidden_dropout_prob"):
         SibertConfig(hidden_dropout_prob=1.5)
     with pytest.raises(StrictDataclassError, match="hidden_size"):

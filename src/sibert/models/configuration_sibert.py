@@ -70,6 +70,9 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
         initializer_range: Standard deviation of the truncated normal initialisation of all matrices.
         pad_token_id: Padding token.
         classifier_dropout: Dropout before a task head; None = `hidden_dropout_prob`.
+        classifier_pooling: What a classifier of sequences sees: "cls", the first token, as BERT, which trains it by the
+            next-sentence task; "mean", the mean of all. None = "cls" with "joint", else "mean": nothing teaches the
+            first token to stand for the sequence where only tokens are predicted.
 
     Raises:
         StrictDataclassFieldValidationError, StrictDataclassClassValidationError: On a wrong type or relation.
@@ -94,12 +97,15 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     classifier_dropout: float | int | None = None
+    classifier_pooling: str | None = None
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from the invariance."""
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.invariance != "joint"
+        if self.classifier_pooling is None:
+            self.classifier_pooling = "cls" if self.invariance == "joint" else "mean"
         super().__post_init__(**kwargs)
 
     def validate_widths(self) -> None:
@@ -128,6 +134,11 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+    def validate_classifier_pooling(self) -> None:
+        """Check its name."""
+        if self.classifier_pooling not in ("cls", "mean"):
+            raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self.classifier_pooling!r}")
 
     def validate_invariance(self) -> None:
         """Check the invariance, and that the decoder is tied where that keeps it."""

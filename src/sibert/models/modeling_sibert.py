@@ -490,20 +490,39 @@ def _prediction_head(config: SibertConfig) -> tuple[nn.Module, nn.Linear]:
 
 
 class SibertPooler(nn.Module):
-    """BERT's summary of a sequence: dense and tanh of the first token.
+    """BERT's summary of a sequence: dense and tanh of the first token, or of the mean of all.
 
     Joint: part of the head, since tanh is not homogeneous. Otherwise tanh(N(W h)), of degree 0 in W.
+
+    Args:
+        config: Configuration of the model.
+        pooling: "cls" or "mean".
     """
 
-    def __init__(self, config: SibertConfig):
+    def __init__(self, config: SibertConfig, pooling: str | None):
         super().__init__()
+        self.pooling = pooling
         self.dense = _linear(config, config.hidden_size, config.hidden_size, bias=config.invariance == "joint")
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        pooled_BD: Tensor = self.dense(hidden_BTD[:, 0])
+    def forward(self, hidden_BTD: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        mean = self.pooling == "mean"
+        pooled_BD: Tensor = self.dense(_mean_of_tokens(hidden_BTD, attention_mask) if mean else hidden_BTD[:, 0])
         if isinstance(self.dense, SibertLinear):
             pooled_BD = layer_norm(pooled_BD)
         return torch.tanh(pooled_BD)
+
+
+def _mean_of_tokens(hidden_BTD: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The mean over tokens that are no padding; 0 where there are none."""
+    if attention_mask is None:
+        return hidden_BTD.mean(1)
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"the mean of tokens needs an attention_mask [B, T] that tells the padding, got "
+            f"{tuple(attention_mask.shape)}; or set classifier_pooling='cls'"
+        )
+    mask_BT1 = attention_mask[:, :, None].to(hidden_BTD.dtype)
+    return (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1.0)
 
 
 class SibertForMaskedLM(SibertPreTrainedModel):
@@ -603,7 +622,7 @@ class SibertForPreTraining(SibertPreTrainedModel):
         super().__init__(config)
         self.sibert = SibertModel(config)
         self.head, self.decoder = _prediction_head(config)
-        self.pooler = SibertPooler(config)
+        self.pooler = SibertPooler(config, "cls")
         self.seq_relationship = (nn.Linear if config.invariance == "joint" else SibertCosineLinear)(
             config.hidden_size, 2
         )
@@ -680,7 +699,7 @@ def _classifier_dropout(config: SibertConfig) -> nn.Dropout:
 
 
 class SibertForSequenceClassification(SibertPreTrainedModel):
-    """SIBERT with a classifier (or, with one label, a regressor) of the pooled first token."""
+    """SIBERT with a classifier (or, with one label, a regressor) of the pooled sequence: `classifier_pooling`."""
 
     accepts_loss_kwargs = False
 
@@ -688,7 +707,7 @@ class SibertForSequenceClassification(SibertPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.sibert = SibertModel(config)
-        self.pooler = SibertPooler(config)
+        self.pooler = SibertPooler(config, config.classifier_pooling)
         self.dropout = _classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
@@ -722,7 +741,7 @@ class SibertForSequenceClassification(SibertPreTrainedModel):
         outputs = self.sibert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        logits_BL = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state)))
+        logits_BL = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state, attention_mask)))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits_BL, config=self.config)
@@ -843,7 +862,7 @@ class SibertForMultipleChoice(SibertPreTrainedModel):
     def __init__(self, config: SibertConfig):
         super().__init__(config)
         self.sibert = SibertModel(config)
-        self.pooler = SibertPooler(config)
+        self.pooler = SibertPooler(config, config.classifier_pooling)
         self.dropout = _classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
@@ -889,7 +908,8 @@ class SibertForMultipleChoice(SibertPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits_BC = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state))).view(given.shape[:2])
+        pooled = self.pooler(outputs.last_hidden_state, flat(attention_mask))
+        logits_BC = self.classifier(self.dropout(pooled)).view(given.shape[:2])
         return MultipleChoiceModelOutput(
             loss=None if labels is None else F.cross_entropy(logits_BC.float(), labels),
             logits=logits_BC,
