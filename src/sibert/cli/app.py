@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from sibert import __version__
-from sibert.cli import check, convert, evaluate, export, fill_mask, finetune, pretrain, report
+from sibert.cli import check, convert, evaluate, export, fill_mask, finetune, lab, pretrain, report
 from sibert.cli.environment import show_environment
 
 __all__ = ["app", "main"]
@@ -32,6 +32,8 @@ app.command("fill-mask")(fill_mask.fill_mask)
 app.command("report")(report.report)
 app.command("check")(check.check)
 app.command("convert")(convert.convert)
+app.add_typer(lab.app, name="lab")
+app.command("cite")(lab.cite)
 app.command("env")(show_environment)
 
 

@@ -1,0 +1,33 @@
+"""Experiments that compare the theory of training dynamics with numbers: one file each, with verdicts that can fail."""
+
+from sibert.lab import auto_rate_tuning, exponential_schedule
+from sibert.lab.experiment import Experiment, Scale, Verdict
+from sibert.lab.page import write_page
+from sibert.lab.references import REFERENCES, bibtex, references_of_run
+from sibert.lab.results import Outcome, load_outcome, run_experiment
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in map(
+        Experiment.of,
+        [
+            auto_rate_tuning,
+            exponential_schedule,
+        ],
+    )
+}
+"""By name, in the order of the report."""
+
+__all__ = [
+    "EXPERIMENTS",
+    "REFERENCES",
+    "Experiment",
+    "Outcome",
+    "Scale",
+    "Verdict",
+    "bibtex",
+    "load_outcome",
+    "references_of_run",
+    "run_experiment",
+    "write_page",
+]
