@@ -40,6 +40,7 @@ class Rotation:
         effective_lr: Learning rate on the unit sphere, per unit of loss; None for optimizers whose step is not a
             multiple of gradients, and for rows.
         angular_update: Angle between x before and after the step, radians; of rows the root mean square.
+        radial: Cosine of x and gradient, 0 but for rounding; of rows the one that is largest in magnitude.
         quantiles: Of the angles of the rows, the tenth, fiftieth and ninetieth percentile; None for a group that is one
             vector.
     """
@@ -50,6 +51,7 @@ class Rotation:
     gradient_norm: float
     effective_lr: float | None
     angular_update: float
+    radial: float
     quantiles: tuple[float, float, float] | None = None
 
 
@@ -66,8 +68,9 @@ class RotationRecorder:
         every: Steps from one measurement to the next; the first step is measured.
 
     Raises:
-        ValueError: If no group is known. In a step: if a group has no direction, or the gradient is not orthogonal to
-            it, so that the loss depends on its scale.
+        ValueError: If no group is known. In a step: if a group has no direction, or its first gradient is not
+            orthogonal to it, so that the loss depends on its scale. (Later ones may be so small that rounding makes
+            them radial.)
 
     Example:
         >>> x = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -98,6 +101,7 @@ class RotationRecorder:
         self.records: list[Rotation] = []
         self._steps = 0
         self._before: dict[str, list[Tensor]] = {}
+        self._checked: set[str] = set()
         self._hooks = [
             optimizer.register_step_pre_hook(self._remember),
             optimizer.register_step_post_hook(self._measure),
@@ -133,10 +137,12 @@ class RotationRecorder:
         lengths = [squared_norm(tensors, home).sqrt().item() for tensors in (old, parameters, gradients, differences)]
         norm, after, gradient_norm, difference = lengths
         _check_direction(name, norm, after)
+        radial = 0.0
         if gradient_norm > 0.0:
             scale = norm / gradient_norm
             total = squared_norm([x + scale * g for x, g in zip(old, gradients, strict=True)], home).item()
-            _check_radial(name, (total / norm**2 - 2.0) / 2.0, parameters)
+            radial = (total / norm**2 - 2.0) / 2.0
+            self._check_radial(name, radial, parameters)
         along = (after**2 - norm**2 - difference**2) / 2.0  # <x, x' - x>
         across = math.sqrt(max(0.0, (norm * difference) ** 2 - along**2))
         lr = self._lr(parameters)
@@ -147,6 +153,7 @@ class RotationRecorder:
             norm * gradient_norm,
             None if lr is None else lr / norm**2,
             math.atan2(across, norm**2 + along),
+            radial,
         )
 
     def _of_rows(self, name: str, old: list[Tensor], parameters: list[nn.Parameter]) -> Rotation:
@@ -158,9 +165,10 @@ class RotationRecorder:
         scale_R = norm_R / gradient_R.clamp(min=torch.finfo(gradient_R.dtype).tiny)
         sums = [a + _by_row(scale_R, b) for a, b in zip(x, g, strict=True)]
         radial_R = (squared_row_norms(sums) / norm_R.square() - 2.0) / 2.0
-        moved_R = gradient_R > 0.0
-        if moved_R.any():
-            _check_radial(name, radial_R[moved_R].abs().max().item(), parameters)
+        radial_R = radial_R[gradient_R > 0.0]
+        radial = radial_R[radial_R.abs().argmax()].item() if radial_R.numel() else 0.0
+        if radial_R.numel():
+            self._check_radial(name, radial, parameters)
         along_R = (after_R.square() - norm_R.square() - change_R.square()) / 2.0
         across_R = ((norm_R * change_R).square() - along_R.square()).clamp(min=0.0).sqrt()
         angle_R = torch.atan2(across_R, norm_R.square() + along_R)
@@ -173,8 +181,21 @@ class RotationRecorder:
             (norm_R * gradient_R).square().mean().sqrt().item(),
             None,
             angle_R.square().mean().sqrt().item(),
+            radial,
             (low, middle, high),
         )
+
+    def _check_radial(self, name: str, cosine: float, parameters: Sequence[nn.Parameter]) -> None:
+        if name in self._checked:
+            return
+        self._checked.add(name)
+        tolerance = max(RADIAL_TOLERANCE.get(p.dtype, COARSE_TOLERANCE) for p in parameters)
+        if abs(cosine) > tolerance:
+            raise ValueError(
+                f"{name}: the cosine of parameters and gradient is {cosine:.2g}, and the gradient of a loss that is "
+                "invariant to their scale is orthogonal to them: effective learning rate and rotation mean nothing "
+                "here; `sibert check` finds what may be rescaled"
+            )
 
     def _lr(self, parameters: Sequence[nn.Parameter]) -> float | None:
         """Eta of a step that is a multiple of gradients, if all parameters have the same."""
@@ -232,14 +253,4 @@ def _check_direction(name: str, *norms: float) -> None:
         raise ValueError(
             f"{name}: a norm is {min(norms)}: without length there is no direction, and nothing turns; parameters that "
             "have died or exploded have to be found before"
-        )
-
-
-def _check_radial(name: str, cosine: float, parameters: Sequence[nn.Parameter]) -> None:
-    tolerance = max(RADIAL_TOLERANCE.get(p.dtype, COARSE_TOLERANCE) for p in parameters)
-    if abs(cosine) > tolerance:
-        raise ValueError(
-            f"{name}: the cosine of parameters and gradient is {cosine:.2g}, and the gradient of a loss that is "
-            "invariant to their scale is orthogonal to them: effective learning rate and rotation mean nothing here; "
-            "`sibert check` finds what may be rescaled"
         )

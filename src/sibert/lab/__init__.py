@@ -1,6 +1,14 @@
 """Experiments that compare the theory of training dynamics with numbers: one file each, with verdicts that can fail."""
 
-from sibert.lab import auto_rate_tuning, exponential_schedule
+from sibert.lab import (
+    auto_rate_tuning,
+    edge_of_stability,
+    equilibrium,
+    exponential_schedule,
+    label_noise,
+    never_settles,
+    sample_complexity,
+)
 from sibert.lab.experiment import Experiment, Scale, Verdict
 from sibert.lab.page import write_page
 from sibert.lab.references import REFERENCES, bibtex, references_of_run
@@ -13,6 +21,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         [
             auto_rate_tuning,
             exponential_schedule,
+            equilibrium,
+            never_settles,
+            label_noise,
+            edge_of_stability,
+            sample_complexity,
         ],
     )
 }

@@ -106,7 +106,7 @@ def _train(
     for step, batch in zip(range(steps), problem.batches(), strict=False):
         output, loss = problem.evaluate(model, batch)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if corrected and schedule is not None and step in schedule.momentum_correction:
             _correct(optimizer, schedule.momentum_correction[step])
         outputs.append(output.detach())

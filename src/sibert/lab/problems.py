@@ -5,7 +5,7 @@ Shape suffixes: B = examples, P = pixels, T = tokens.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 import torch
@@ -68,9 +68,11 @@ class NormalizedNet(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pairs = list(zip(widths[:-2], widths[1:-1], strict=True))
+            pairs = list(pairwise(widths[:-1]))
             self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairs)
             self.head = nn.Linear(widths[-2], widths[-1], bias=False)
+            if frozen:  # large enough for losses near zero
+                nn.init.normal_(self.head.weight)
         self.head.requires_grad_(not frozen)
 
     def forward(self, x_BP: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""Verdicts, results, page and commands of the lab, and every experiment from end to end."""
+
+import json
+import math
+import types
+
+import pytest
+from typer.testing import CliRunner
+
+from sibert.cli.app import app
+from sibert.lab import (
+    EXPERIMENTS,
+    REFERENCES,
+    Experiment,
+    Verdict,
+    bibtex,
+    load_outcome,
+    references_of_run,
+    run_experiment,
+    write_page,
+)
+
+# What is quick enough is judged here; the others run in their smallest form, where verdicts may fail.
+QUICK = ("edge-of-stability",)
+
+
+def module(name: str, measured: float) -> types.ModuleType:
+    made = types.ModuleType(f"somewhere.{name}", "A claim with <b>.\n\nOne <i>formula</i>:\n\n    a < b\n\narXiv 1.\n")
+    made.REFERENCES = ("arora2019auto",)
+    made.MINUTES = {"smoke": 0.1, "default": 1.0, "full": 2.0}
+    made.measure = lambda scale: {"number": measured, "scale": scale}
+    made.judge = lambda data: [
+        Verdict.near("the number & more", data["number"], 1.0, relative=0.1, error=0.01),
+        Verdict.at_most("the number", data["number"], 5.0),
+    ]
+    made.draw = lambda data, figure: figure.subplots().plot([0, data["number"]])
+    return made
+
+
+class TestVerdict:
+    def test_near(self):
+        assert Verdict.near("", 1.05, 1.0, relative=0.1).passed
+        assert not Verdict.near("", 1.15, 1.0, relative=0.1).passed
+        assert Verdict.near("", -2.1, -2.0, absolute=0.1 + 1e-9).passed
+        assert not Verdict.near("", -2.3, -2.0, relative=0.1).passed
+
+    def test_bounds(self):
+        assert Verdict.at_most("", 1.0, 1.0).passed
+        assert not Verdict.at_most("", 1.1, 1.0).passed
+        assert Verdict.at_least("", 1.0, 1.0).passed
+        assert not Verdict.at_least("", 0.9, 1.0).passed
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_no_number_passes(self, value):
+        assert not Verdict.near("", value, 1.0, relative=1.0).passed
+
+    def test_nan_passes_no_bound(self):
+        assert not Verdict.at_most("", math.nan, 1.0).passed
+        assert not Verdict.at_least("", math.nan, 1.0).passed
+
+
+class TestResults:
+    def test_what_is_kept_is_read_again(self, tmp_path):
+        one = Experiment.of(module("one_claim", 1.04))
+        assert (one.name, one.title) == ("one-claim", "A claim with <b>")
+        outcome = run_experiment(one, "default", tmp_path)
+        assert outcome.passed
+        assert load_outcome(one, tmp_path) == outcome
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "one-claim-data.json", "one-claim.json", "one-claim.svg",
+        ]  # fmt: skip
+        assert json.loads((tmp_path / "one-claim-data.json").read_text()) == {"number": 1.04, "scale": "default"}
+
+    def test_the_same_data_give_the_same_figure(self, tmp_path):
+        one = Experiment.of(module("one_claim", 1.04))
+        figures = [run_experiment(one, "default", tmp_path / name).figure for name in "ab"]
+        assert figures[0] == figures[1]
+
+    def test_damaged(self, tmp_path):
+        one = Experiment.of(module("one_claim", 1.0))
+        assert load_outcome(one, tmp_path) is None
+        (tmp_path / "one-claim.json").write_text("{")
+        with pytest.raises(ValueError, match="run it again with: sibert lab run one-claim"):
+            load_outcome(one, tmp_path)
+
+    def test_page(self, tmp_path):
+        both = [Experiment.of(module("one", 1.0)), Experiment.of(module("other", 9.0))]
+        missing = Experiment.of(module("missing", 9.0))
+        for one in both:
+            run_experiment(one, "default", tmp_path)
+        page = write_page([*both, missing], tmp_path, tmp_path / "new" / "page.html").read_text()
+        assert "1 of 2 experiments agree with theory (1 have not been run)" in page
+        assert page.count("DISAGREES") == 3  # two verdicts and the line of the table
+        assert "A claim with &lt;b&gt;" in page
+        assert "<pre>a &lt; b</pre>" in page
+        assert "the number &amp; more" in page
+        assert "Arora et al. 2019, arXiv 1812.03981" in page
+        assert "sibert lab run other" in page
+        assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from anywhere
+
+    def test_page_of_nothing(self, tmp_path):
+        with pytest.raises(ValueError, match="has no result of the lab: run one with"):
+            write_page([Experiment.of(module("one", 1.0))], tmp_path, tmp_path / "page.html")
+
+
+class TestExperiments:
+    @pytest.mark.parametrize("name", EXPERIMENTS)
+    def test_documents_itself(self, name):
+        one = EXPERIMENTS[name]
+        assert len(one.title) < 120
+        assert "arXiv" in one.text or "paper" in one.text
+        assert "Here: " in one.text
+        assert all(key in REFERENCES for key in one.references)
+        assert set(one.minutes) == {"smoke", "default", "full"}
+        assert one.minutes["smoke"] <= one.minutes["default"] <= one.minutes["full"]
+
+    def test_all_fit_in_an_hour(self):
+        assert sum(one.minutes["default"] for one in EXPERIMENTS.values()) < 60
+        assert sum(one.minutes["smoke"] for one in EXPERIMENTS.values()) < 5
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", EXPERIMENTS)
+    def test_runs(self, name, tmp_path):
+        one = EXPERIMENTS[name]
+        outcome = run_experiment(one, "default" if name in QUICK else "smoke", tmp_path)
+        assert all(math.isfinite(verdict.measured) for verdict in outcome.verdicts)
+        if name in QUICK:
+            assert outcome.passed, [verdict for verdict in outcome.verdicts if not verdict.passed]
+        write_page([one], tmp_path, tmp_path / "page.html")
+
+
+class TestReferences:
+    def test_bibtex(self):
+        text = bibtex(["li2022robust", "sibert", "li2022robust"])
+        assert text.count("@") == 2
+        assert "@inproceedings{li2022robust,\n  title = {Robust Training" in text
+        assert "eprint = {2202.00980}" in text
+
+    @pytest.mark.parametrize(
+        ("recipe", "keys"),
+        [
+            ({"model": "sibert"}, {"sibert", "li2022robust", "devlin2019bert"}),
+            ({"model": "bert", "optimizer": "adamw"}, {"sibert", "devlin2019bert", "loshchilov2019decoupled"}),
+            ({"optimizer": "lamb"}, {"sibert", "li2022robust", "devlin2019bert", "you2020large"}),
+        ],
+    )
+    def test_of_a_run(self, recipe, keys, tmp_path):
+        (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+        assert set(references_of_run(tmp_path)) == keys
+
+    def test_no_run(self, tmp_path):
+        with pytest.raises(ValueError, match="is no run"):
+            references_of_run(tmp_path)
+
+
+class TestCommands:
+    def run(self, *arguments):
+        return CliRunner().invoke(app, arguments)
+
+    def test_list(self):
+        result = self.run("lab", "list")
+        assert result.exit_code == 0
+        assert all(name in result.output for name in EXPERIMENTS)
+
+    def test_run_and_report(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(EXPERIMENTS, "good", Experiment.of(module("good", 1.0)))
+        monkeypatch.setitem(EXPERIMENTS, "bad", Experiment.of(module("bad", 9.0)))
+        # the status is what the command returns; main() exits with it
+        assert (
+            CliRunner().invoke(app, ["lab", "run", "good", "--out", str(tmp_path)], standalone_mode=False).return_value
+            == 0
+        )
+        failed = CliRunner().invoke(app, ["lab", "run", "bad", "--out", str(tmp_path)], standalone_mode=False)
+        assert failed.return_value == 1
+        assert "DISAGREES the number: 9" in failed.output
+        assert self.run("lab", "report", str(tmp_path)).exit_code == 0
+        assert "DISAGREES" in (tmp_path / "report.html").read_text()
+
+    def test_mistakes(self):
+        with pytest.raises(ValueError, match="no experiment 'nope'; sibert lab list"):
+            CliRunner().invoke(app, ["lab", "run", "nope"], catch_exceptions=False)
+        with pytest.raises(ValueError, match="exclude each other"):
+            CliRunner().invoke(app, ["lab", "run", "--full", "--smoke"], catch_exceptions=False)
+
+    def test_cite(self):
+        assert "li2020exponential" in self.run("cite", "exponential-schedule").output
+        assert "li2022robust" in self.run("cite").output
