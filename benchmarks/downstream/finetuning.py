@@ -63,7 +63,6 @@ MODELS: dict[str, list[dict[str, Any]]] = {
 OF_SGD: list[dict[str, float]] = [{"D": D, "head_lr": lr} for D in (0.1, 1.0) for lr in (1e-3, 4e-3)]
 CONTESTANTS: dict[str, Contestant] = {
     "SIBERT matrix, ClippedSGD": Contestant("sibert-matrix", {}, OF_SGD),
-    "SIBERT joint, ClippedSGD": Contestant("sibert-joint", {}, OF_SGD),
     "SIBERT joint, LAMB": Contestant("sibert-joint", {"optimizer": "lamb"}, [{"lr": 10 * lr} for lr in RATES]),
     "ModernBERT, AdamW": Contestant("modernbert", {}, [{"lr": lr} for lr in RATES]),
     "ModernBERT converted, ClippedSGD": Contestant("modernbert", {"convert": "row"}, OF_SGD),

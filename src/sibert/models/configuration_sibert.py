@@ -70,9 +70,9 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
         initializer_range: Standard deviation of the truncated normal initialisation of all matrices.
         pad_token_id: Padding token.
         classifier_dropout: Dropout before a task head; None = `hidden_dropout_prob`.
-        classifier_pooling: What a classifier of sequences sees: "cls", the first token, as BERT, which trains it by the
-            next-sentence task; "mean", the mean of all. None = "cls" with "joint", else "mean": nothing teaches the
-            first token to stand for the sequence where only tokens are predicted.
+        classifier_pooling: What a classifier of sequences sees: "mean", the mean of all tokens, or "cls", the first one,
+            as BERT, which trains it by the next-sentence task. Nothing teaches the first token to stand for the
+            sequence where only tokens are predicted.
 
     Raises:
         StrictDataclassFieldValidationError, StrictDataclassClassValidationError: On a wrong type or relation.
@@ -97,15 +97,13 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     classifier_dropout: float | int | None = None
-    classifier_pooling: str | None = None
+    classifier_pooling: str = "mean"
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from the invariance."""
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.invariance != "joint"
-        if self.classifier_pooling is None:
-            self.classifier_pooling = "cls" if self.invariance == "joint" else "mean"
         super().__post_init__(**kwargs)
 
     def validate_widths(self) -> None:

@@ -499,7 +499,7 @@ class SibertPooler(nn.Module):
         pooling: "cls" or "mean".
     """
 
-    def __init__(self, config: SibertConfig, pooling: str | None):
+    def __init__(self, config: SibertConfig, pooling: str):
         super().__init__()
         self.pooling = pooling
         self.dense = _linear(config, config.hidden_size, config.hidden_size, bias=config.invariance == "joint")

@@ -87,8 +87,10 @@ def build_model(
     model: PreTrainedModel
     if recipe.model == "sibert":
         # Without pairs all tokens are of one type, whose embedding would only be in the way (see `SibertConfig`).
-        segments = 2 if recipe.next_sentence else 0
-        config = SibertConfig(**fields, **dropout, invariance=recipe.invariance, type_vocab_size=segments)
+        segments, pooling = (2, "cls") if recipe.next_sentence else (0, "mean")
+        config = SibertConfig(
+            **fields, **dropout, invariance=recipe.invariance, type_vocab_size=segments, classifier_pooling=pooling
+        )
         model = SibertForPreTraining(config) if recipe.next_sentence else SibertForMaskedLM(config)
     elif recipe.model == "modernbert":
         rates: dict[str, Any] = dict.fromkeys(("embedding_dropout", "mlp_dropout", "attention_dropout"), recipe.dropout)
