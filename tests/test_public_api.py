@@ -57,6 +57,10 @@ PUBLIC = {
         "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",
         "Schedule", "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",
     },
+    "sibert.lab": {
+        "EXPERIMENTS", "Experiment", "Outcome", "REFERENCES", "Scale", "Verdict", "bibtex", "load_outcome",
+        "references_of_run", "run_experiment", "write_page",
+    },
     "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
     "sibert.training": {
         "Conversion", "DirectionsCallback", "FinetuneRecipe", "LossWindow", "MetricsFile", "PretrainRecipe",

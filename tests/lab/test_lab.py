@@ -21,7 +21,7 @@ from sibert.lab import (
 )
 
 # What is quick enough is judged here; the others run in their smallest form, where verdicts may fail.
-QUICK = ("edge-of-stability",)
+QUICK = ("edge-of-stability", "robustness")
 
 
 def module(name: str, measured: float) -> types.ModuleType:

@@ -46,6 +46,8 @@ def test_every_kind_of_run_learns_and_leaves_a_model(changes, recipe, tmp_path):
     model = loader.from_pretrained(out)
     assert all(p.isfinite().all() for p in model.parameters())
     assert len(AutoTokenizer.from_pretrained(out)) == model.config.vocab_size
+    if changes.get("model", "sibert") == "sibert":  # what the next-sentence task has taught to stand for a text
+        assert model.config.classifier_pooling == ("cls" if changes.get("next_sentence") else "mean")
     assert list(losses(out)) == [1, 2, 3, 4, 5, 6]
     evaluation = records(out, "eval")[-1]
     assert evaluation["step"] == 6

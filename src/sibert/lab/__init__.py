@@ -7,7 +7,9 @@ from sibert.lab import (
     exponential_schedule,
     label_noise,
     never_settles,
+    robustness,
     sample_complexity,
+    svag,
 )
 from sibert.lab.experiment import Experiment, Scale, Verdict
 from sibert.lab.page import write_page
@@ -23,9 +25,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             exponential_schedule,
             equilibrium,
             never_settles,
+            svag,
             label_noise,
             edge_of_stability,
             sample_complexity,
+            robustness,
         ],
     )
 }

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 REFERENCES = ("li2020reconciling", "wan2021spherical", "kosson2024rotational")
 MINUTES: dict[Scale, float] = {"smoke": 1.0, "default": 5.0, "full": 30.0}
 ENTRIES, GRADIENT, REPLICAS = 800, 3.0, 16
-LR, DECAY = 0.1, 5e-4
+LR, DECAY = 0.1, 1e-3
 BETAS = (0.9, 0.99)
 Make = Callable[[list[nn.Parameter]], Optimizer]
 TOYS: dict[str, tuple[Make, Equilibrium]] = {
@@ -67,12 +67,12 @@ def measure(scale: Scale) -> dict[str, Any]:
     Args:
         scale: How many steps.
     """
-    relaxations, steps = {"smoke": (0.2, 60), "default": (5.0, 4000), "full": (20.0, 20_000)}[scale]
+    relaxations, steps = {"smoke": (0.2, 60), "default": (4.0, 4000), "full": (20.0, 20_000)}[scale]
     torch.manual_seed(0)
     toys = []
     for name, (make, predicted) in TOYS.items():
         assert predicted.norm is not None
-        start = 2.0 * predicted.norm
+        start = 1.5 * predicted.norm
         count = round(relaxations * predicted.relaxation_steps)
         # the way to equilibrium, and then as long again there
         norms, angles = _random_gradients(make, start, 2 * count, 1.0)

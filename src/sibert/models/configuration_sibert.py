@@ -70,8 +70,8 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
         initializer_range: Standard deviation of the truncated normal initialisation of all matrices.
         pad_token_id: Padding token.
         classifier_dropout: Dropout before a task head; None = `hidden_dropout_prob`.
-        classifier_pooling: What a classifier of sequences sees: "mean", the mean of all tokens, or "cls", the first one,
-            as BERT, which trains it by the next-sentence task. Nothing teaches the first token to stand for the
+        classifier_pooling: What a classifier of sequences sees: "mean", the mean of all tokens, or "cls", the first
+            one, as BERT, which trains it by the next-sentence task. Nothing teaches the first token to stand for the
             sequence where only tokens are predicted.
 
     Raises:

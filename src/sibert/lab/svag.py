@@ -1,0 +1,248 @@
+"""SVAG tells whether a stochastic differential equation models a run, and gradient noise tells it in advance.
+
+The equation that is to model SGD is dX = -grad L dt + (eta Sigma)^(1/2) dW, one step of SGD being the time eta. SVAG
+makes l steps of rate eta / l for one of SGD, with batches combined so that the mean of the gradient stays and its
+covariance is l Sigma. Its law tends to that of the equation, with an error of order 1 / l. Where SGD (l = 1) and SVAG
+agree, the equation models the run; where they do not, it does not.
+
+On a scale-invariant loss with weight decay the squared norm R settles for SGD at (2 - eta lambda) lambda R =
+eta (G + N), G the squared norm of the mean gradient and N the trace of its covariance; for the equation at
+2 lambda R = eta N; for SVAG at 2 lambda R = eta (G / l + N). So the two can agree up to a factor C^2 = 2 only if
+N / G >= 1 / (C^2 - 1) = 1.
+
+Here: a linear problem with skewed noise, whose moments are known exactly; and a normalised network on digits, at a
+batch of 8, where the noise is larger than the bound, and of 512, where it is not. With the Gaussian noise of the same
+covariance in place of a batch's (NGD) the small batch gives the same.
+
+arXiv 2102.12470. The bound is derived here.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sibert.dynamics import SVAG, gaussian_example_weights, svag_coefficients
+from sibert.lab.ensemble import Ensemble
+from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.problems import Digits, digits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REFERENCES = ("li2021validity",)
+MINUTES: dict[Scale, float] = {"smoke": 0.3, "default": 3.0, "full": 30.0}
+LR, CURVATURE, TIME = 0.2, 1.0, 10
+"""Of the linear problem: x' = x - (eta / l) (h x + noise), from 1, TIME steps of SGD."""
+LEVELS = (1, 2, 4, 8, 16, 32, 64)
+COPIES, WIDTHS, DECAY = 16, (64, 16, 10), 5e-3
+SETTINGS = {"inside": (8, 0.3), "outside": (512, 2.0)}
+"""Batch size and learning rate of the network."""
+
+
+def measure(scale: Scale) -> dict[str, Any]:
+    """Exact errors of the linear problem, a simulation of it, and the network.
+
+    Args:
+        scale: Steps of the network.
+    """
+    steps = {"smoke": 60, "default": 1500, "full": 6000}[scale]
+    many = 4 if scale != "full" else 8
+    data = digits(torch.float32)
+    runs = []
+    for name, (batch, lr) in SETTINGS.items():
+        length = steps if name == "inside" else steps // 2
+        runs += [{"setting": name, **_network(data, batch, lr, length, level)} for level in (1, many)]
+    runs.append({"setting": "inside", **_network(data, *SETTINGS["inside"], steps, 0)})
+    return {
+        "linear": [_moments(level) for level in LEVELS],
+        "equation": _equation(),
+        "simulated": _simulate(4),
+        "network": runs,
+    }
+
+
+def _third(c1: float, c2: float) -> float:
+    return c1**3 + c2**3
+
+
+def _moments(level: int) -> dict[str, float]:
+    """Mean, variance and third central moment of the linear problem; the noise is exponential, less its mean."""
+    c1, c2 = svag_coefficients(level)
+    rate = LR / level
+    mean, variance, third = 1.0, 0.0, 0.0
+    for _ in range(TIME * level):
+        shrink = 1.0 - rate * CURVATURE
+        mean, variance = shrink * mean, shrink**2 * variance + rate**2 * (c1**2 + c2**2)
+        third = shrink**3 * third - rate**3 * 2.0 * _third(c1, c2)
+    return {"level": level, "cube": third + 3.0 * mean * variance + mean**3, "square": variance + mean**2}
+
+
+def _equation() -> dict[str, float]:
+    """The same of dX = -h X dt + sqrt(eta) dW at the time eta TIME."""
+    time = LR * TIME
+    mean = math.exp(-CURVATURE * time)
+    variance = LR * (1.0 - mean**2) / (2.0 * CURVATURE)
+    return {"cube": 3.0 * mean * variance + mean**3, "square": variance + mean**2}
+
+
+def _simulate(level: int) -> dict[str, float]:
+    """The linear problem by `SVAG` itself, many copies."""
+    copies = 200_000
+    generator = torch.Generator().manual_seed(0)
+    x = nn.Parameter(torch.ones(copies, dtype=torch.float64))
+    svag = SVAG(torch.optim.SGD([x], lr=LR), level)
+
+    def closure() -> float:
+        noise = -torch.rand(copies, generator=generator, dtype=torch.float64).log() - 1.0
+        x.grad = CURVATURE * x.detach() + noise
+        return 0.0
+
+    for _ in range(TIME * level):
+        svag.step(closure)
+    cubes = x.detach() ** 3
+    return {
+        "level": level,
+        "cube": cubes.mean().item(),
+        "error": 1.96 * cubes.std().item() / math.sqrt(copies),
+    }
+
+
+def _network(data: Digits, batch: int, lr: float, steps: int, level: int) -> dict[str, Any]:
+    """Squared norm and loss of many copies from the same weights; level 0 is noisy gradient descent."""
+    ensemble = Ensemble(COPIES, WIDTHS, same=True)
+    generator = torch.Generator().manual_seed(level)
+    small = max(1, level)
+    c1, c2 = svag_coefficients(small)
+    rows, late_R, late_L = [], [], []
+    every = max(1, steps // 60)
+    for t in range(steps):
+        for _ in range(small):
+            if level == 0:
+                weights = [gaussian_example_weights(len(data.train_B), batch, generator) for _ in range(COPIES)]
+                gradients = ensemble.gradients(data.train_BP[None], data.train_B[None], torch.stack(weights))
+            else:
+                gradients = ensemble.gradients(*ensemble.batch(data, batch, generator))
+                if level > 1:
+                    others = ensemble.gradients(*ensemble.batch(data, batch, generator))
+                    gradients = [c1 * one + c2 * other for one, other in zip(gradients, others, strict=True)]
+            ensemble.step(gradients, lr / small, DECAY)
+        if t % every == 0:
+            norms_S, losses_S = ensemble.squared_norms(), _full_loss(ensemble, data)
+            rows.append([t, norms_S.mean().item(), _band(norms_S), losses_S.mean().item(), _band(losses_S)])
+            if t >= 0.6 * steps:
+                late_R.append(norms_S)
+                late_L.append(losses_S)
+    signal, noise = ensemble.noise(data, batch, 100, generator)
+    R_S, L_S = torch.stack(late_R).mean(0), torch.stack(late_L).mean(0)
+    return {
+        "level": level,
+        "lr": lr,
+        "batch": batch,
+        "rows": rows,
+        "squared_norm": [R_S.mean().item(), _band(R_S)],
+        "loss": [L_S.mean().item(), _band(L_S)],
+        "signal": signal,
+        "noise": noise,
+    }
+
+
+@torch.no_grad()
+def _full_loss(ensemble: Ensemble, data: Digits) -> Tensor:
+    return ensemble.losses(data.train_BP[None], data.train_B[None])
+
+
+def _band(values_S: Tensor) -> float:
+    """Half width of the 95 % confidence interval of the mean."""
+    return 1.96 * values_S.std().item() / math.sqrt(len(values_S))
+
+
+def judge(data: dict[str, Any]) -> list[Verdict]:
+    """Order of the error; agreement and separation where the noise predicts them.
+
+    Args:
+        data: Of `measure`.
+    """
+    exact = data["equation"]["cube"]
+    errors = {row["level"]: abs(row["cube"] - exact) for row in data["linear"]}
+    slope = math.log(errors[64] / errors[8]) / math.log(8.0)
+    by_level = {row["level"]: row for row in data["linear"]}
+    simulated = data["simulated"]
+    runs = {(run["setting"], run["level"]): run for run in data["network"]}
+    many = max(level for _, level in runs)
+
+    def ratio(setting: str, level: int) -> tuple[float, float]:
+        one, other = runs[setting, 1]["squared_norm"], runs[setting, level]["squared_norm"]
+        value = one[0] / other[0]
+        return value, value * math.hypot(one[1] / one[0], other[1] / other[0])
+
+    found = {setting: ratio(setting, many) for setting in SETTINGS}
+    ngd = ratio("inside", 0)
+    ratios = {setting: runs[setting, 1]["noise"] / runs[setting, 1]["signal"] for setting in SETTINGS}
+    balances = [
+        (2.0 - run["lr"] * DECAY) * DECAY * run["squared_norm"][0] / (run["lr"] * (run["signal"] + run["noise"]))
+        for (_, level), run in runs.items()
+        if level == 1
+    ]
+    return [
+        Verdict.near("linear problem: slope of the error of E x^3 in l, from 8 to 64", slope, -1.0, 0.05),
+        Verdict.near(
+            f"linear problem: E x^3 by simulation with l = {simulated['level']}",
+            simulated["cube"],
+            by_level[simulated["level"]]["cube"],
+            absolute=2.0 * simulated["error"],
+            error=simulated["error"],
+        ),
+        Verdict.at_least("batch of 8: N / G, which the bound wants to be at least 1", ratios["inside"], 1.0),
+        Verdict.near(
+            f"batch of 8: squared norm of SGD over SVAG's, l = {many}",
+            found["inside"][0],
+            1.0,
+            0.1,
+            error=found["inside"][1],
+        ),
+        Verdict.near("batch of 8: squared norm of SGD over that with Gaussian noise", ngd[0], 1.0, 0.1, error=ngd[1]),
+        Verdict.at_most("batch of 512: N / G, which the bound wants to be at least 1", ratios["outside"], 1.0),
+        Verdict.at_least(
+            f"batch of 512: squared norm of SGD over SVAG's, l = {many}",
+            found["outside"][0],
+            1.5,
+            error=found["outside"][1],
+        ),
+        Verdict.near(
+            "SGD: (2 - eta lambda) lambda R over eta (G + N), the one of the two that is further from 1",
+            max(balances, key=lambda value: abs(value - 1.0)),
+            1.0,
+            0.15,
+        ),
+    ]
+
+
+def draw(data: dict[str, Any], figure: "Figure") -> None:
+    """Errors of the linear problem, squared norms of the network.
+
+    Args:
+        data: Of `measure`.
+        figure: Empty.
+    """
+    left, middle, right = figure.subplots(1, 3)
+    exact = data["equation"]
+    for name in ("square", "cube"):
+        values = [abs(row[name] - exact[name]) for row in data["linear"]]
+        left.loglog(LEVELS, values, "o-", markersize=3, label=f"E x^{2 if name == 'square' else 3}")
+    left.loglog(LEVELS, [values[0] / level for level in LEVELS], "k:", label="1 / l")
+    left.set(xlabel="l", ylabel="error", title="linear problem")
+    left.legend(fontsize="x-small")
+    for run in data["network"]:
+        axis = middle if run["setting"] == "inside" else right
+        label = {0: "Gaussian noise", 1: "SGD"}.get(run["level"], f"SVAG, l = {run['level']}")
+        steps, norms, bands = zip(*((row[0], row[1], row[2]) for row in run["rows"]), strict=True)
+        axis.plot(steps, norms, label=label)
+        low, high = zip(*((n - b, n + b) for n, b in zip(norms, bands, strict=True)), strict=True)
+        axis.fill_between(steps, low, high, alpha=0.3)
+    for axis, setting in ((middle, "inside"), (right, "outside")):
+        run = next(run for run in data["network"] if run["setting"] == setting)
+        ratio = run["noise"] / run["signal"]
+        axis.set(xlabel="steps of SGD", ylabel="squared norm", title=f"batch {run['batch']}: N / G = {ratio:.2g}")
+        axis.legend(fontsize="x-small")
