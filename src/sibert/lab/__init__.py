@@ -9,6 +9,7 @@ from sibert.lab import (
     never_settles,
     robustness,
     sample_complexity,
+    scaling_rules,
     svag,
 )
 from sibert.lab.experiment import Experiment, Scale, Verdict
@@ -26,6 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             equilibrium,
             never_settles,
             svag,
+            scaling_rules,
             label_noise,
             edge_of_stability,
             sample_complexity,
