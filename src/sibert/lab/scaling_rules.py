@@ -1,8 +1,8 @@
 """Batch and learning rate grow together, linearly for SGD and by the square root for Adam, as far as the noise allows.
 
-Batches kappa times as large have a kappa-th of the noise. SGD at kappa eta then has the same diffusion in the same number
-of examples. On a scale-invariant loss with weight decay the squared norm R settles at 2 lambda R = eta (G + N), G the
-squared norm of the mean gradient and N the trace of a batch's covariance, and at kappa times both
+Batches kappa times as large have a kappa-th of the noise. SGD at kappa eta then has the same diffusion in the same
+number of examples. On a scale-invariant loss with weight decay the squared norm R settles at 2 lambda R = eta (G + N),
+G the squared norm of the mean gradient and N the trace of a batch's covariance, and at kappa times both
 
     R_kappa / R = (kappa G + N) / (G + N).
 
@@ -135,8 +135,8 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
 
     return [
         Verdict.near(
-            f"linear scaling, kappa up to an eighth of the bound C^2 (1 + N / G) = {bound:.3g}: squared norm over that of "
-            "kappa = 1, furthest from 1",
+            f"linear scaling, kappa up to an eighth of the bound C^2 (1 + N / G) = {bound:.3g}: squared norm over that "
+            "of kappa = 1, furthest from 1",
             max((row["squared_norm"] / base["squared_norm"] for row in inside), key=lambda value: abs(value - 1.0)),
             1.0,
             0.25,
