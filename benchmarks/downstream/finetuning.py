@@ -5,7 +5,8 @@
 Phases: `pretrain` (two rates each, of which the one with the lower validation loss goes on), `tune` (four settings on
 each task, seed 0), `baselines` (majority and a bag of words), `seeds` (the best setting, four more seeds),
 `sensitivity` (the model converted and not, learning rates over four orders of magnitude). The models are kept in
-runs/downstream, results are lines of benchmarks/results/downstream.jsonl; what is there is not run again.
+runs/downstream, results are lines of benchmarks/results/downstream.jsonl; what is there is not run again, but for
+models that are missing and needed.
 
 GLUE's folder has CoLA, SST-2, MRPC, STS-B, QNLI, RTE as the official archive has them (packed is fine). Where the
 official data are not to be had, proxies take their place: for MNLI and QNLI's missing training set the labelled
@@ -136,9 +137,23 @@ def pretraining_record(name: str, index: int) -> dict[str, Any]:
     }
 
 
-def pretrained(name: str) -> Path:
-    """The run with the lowest validation loss."""
-    return run_folder(name, min(range(len(MODELS[name])), key=lambda index: pretraining_record(name, index)["loss"]))
+def pretrained(name: str, records: Sequence[dict[str, Any]]) -> Path:
+    """The run with the lowest validation loss.
+
+    Args:
+        name: A key of `MODELS`.
+        records: Of all pre-training runs.
+    """
+    found = [(index, known_run(name, index, records)) for index in range(len(MODELS[name]))]
+    losses = {index: record["loss"] for index, record in found if record is not None}
+    return run_folder(name, min(losses, key=losses.__getitem__))
+
+
+def known_run(name: str, index: int, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record of a run of `MODELS`, if it has been kept."""
+    options = {**PRETRAINING, **MODELS[name][index]}
+    same = (record for record in records if (record["pretraining"], record["options"]) == (name, options))
+    return next(same, None)
 
 
 def _tokenizer(folder: Path, text: Sequence[str]) -> str:
@@ -152,7 +167,9 @@ def _tokenizer(folder: Path, text: Sequence[str]) -> str:
     return str(folder)
 
 
-def finetune(contestant: str, task: str, data: Path, setting: dict[str, float], seed: int) -> dict[str, Any]:
+def finetune(
+    contestant: str, encoder: Path, task: str, data: Path, setting: dict[str, float], seed: int
+) -> dict[str, Any]:
     """One run, and what is kept of it."""
     from rich.console import Console
 
@@ -163,9 +180,7 @@ def finetune(contestant: str, task: str, data: Path, setting: dict[str, float], 
     one = CONTESTANTS[contestant]
     options: dict[str, Any] = {"epochs": EPOCHS[task], "device": "cpu", **one.options, **setting}
     D = options.pop("D", None)
-    recipe = FinetuneRecipe(
-        model=str(pretrained(one.pretraining)), task=task, data=str(data), seed=seed, length=128, **options
-    )
+    recipe = FinetuneRecipe(model=str(encoder), task=task, data=str(data), seed=seed, length=128, **options)
     if D is not None:
         from transformers import AutoModel
 
@@ -219,7 +234,10 @@ class Study:
         missing = [trial for trial in trials if key(dict(zip(names, trial, strict=True))) not in self.records]
         print(f"{len(trials)} runs, {len(missing)} to do", flush=True)
         with ProcessPoolExecutor(self.workers) as pool:
-            running = [pool.submit(finetune, c, t, self.folders[t], setting, seed) for c, t, setting, seed in missing]
+            running = [
+                pool.submit(finetune, c, self.encoder(c), t, self.folders[t], setting, seed)
+                for c, t, setting, seed in missing
+            ]
             for done in as_completed(running):
                 record = done.result()
                 self.records[key(record)] = record
@@ -227,6 +245,10 @@ class Study:
                 print(
                     record["contestant"], record["task"], record["setting"], record["seed"], score(record), flush=True
                 )
+
+    def encoder(self, contestant: str) -> Path:
+        """The pre-trained model of a contestant; all are there before the first is fine-tuned."""
+        return pretrained(CONTESTANTS[contestant].pretraining, self.pretraining)
 
     def find(self, contestant: str, task: str, setting: dict[str, float], seed: int) -> dict[str, Any] | None:
         """A run, if it is there."""
@@ -294,6 +316,32 @@ def score(record: dict[str, Any]) -> float:
     return 100 * float(record["scores"][first]["score"])
 
 
+def pretrain_all(text: Sequence[str], workers: int) -> None:
+    """Every model at both rates, and anew those that are needed: runs that have a record are repeated only if they won.
+
+    A repeated run has to end at the loss of its record, bit for bit, or the results of its fine-tuning are of another
+    model.
+    """
+    _tokenizer(WORK / "tokenizer", text)
+    records = Study({}, 1).pretraining
+    runs = [
+        (name, index)
+        for name, several in MODELS.items()
+        for index in range(len(several))
+        if not all(known_run(name, i, records) for i in range(len(several)))
+        or run_folder(name, index) == pretrained(name, records)
+    ]
+    with ProcessPoolExecutor(workers) as pool:
+        for done in [pool.submit(pretrain, name, index, text) for name, index in runs]:
+            done.result()
+    for run in runs:
+        record, known = pretraining_record(*run), known_run(*run, records)
+        if known is None:
+            _keep([record])
+        elif record["loss"] != known["loss"]:
+            raise RuntimeError(f"{run_folder(*run)} ended at {record['loss']}, its record says {known['loss']}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phases", nargs="*", metavar="PHASE")
@@ -305,13 +353,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
     phases = options.phases or ["pretrain", "tune", "baselines", "seeds", "sensitivity"]
     if "pretrain" in phases:
-        _tokenizer(WORK / "tokenizer", options.text)
-        runs = [(name, index) for name, several in MODELS.items() for index in range(len(several))]
-        with ProcessPoolExecutor(options.workers) as pool:
-            for done in [pool.submit(pretrain, name, index, options.text) for name, index in runs]:
-                done.result()
-        known = Study({}, 1).pretraining
-        _keep([record for run in runs if (record := pretraining_record(*run)) not in known])
+        pretrain_all(options.text, options.workers)
     study = Study(prepare(options.glue, options.qa), options.workers)
     for task, folder in study.folders.items():
         assert task_rows(task_named(task), folder)

@@ -5,7 +5,7 @@ import lzma
 
 import finetuning
 import pytest
-from finetuning import CONTESTANTS, MODELS, Study, prepare
+from finetuning import CONTESTANTS, MODELS, PRETRAINING, Study, known_run, prepare, pretrained, run_folder
 from scipy import stats
 from summary import CONVERTED, DEFAULT, OURS, THEIRS, holm, paired, scores
 
@@ -28,6 +28,15 @@ def test_all_have_as_many_settings_and_a_model():
 def test_the_library_s_defaults_are_among_the_settings():
     assert DEFAULT in CONTESTANTS[OURS].settings
     assert {"D": EQUILIBRIUM_TIMES, "head_lr": DEFAULT_HEAD_LR} == DEFAULT
+
+
+def test_the_better_of_a_model_s_runs_goes_on():
+    def record(index, loss):
+        return {"pretraining": "modernbert", "options": {**PRETRAINING, **MODELS["modernbert"][index]}, "loss": loss}
+
+    assert pretrained("modernbert", [record(1, 3.5), record(0, 3.6)]) == run_folder("modernbert", 1)
+    assert pretrained("modernbert", [record(1, 3.5), record(0, 3.4)]) == run_folder("modernbert", 0)
+    assert known_run("modernbert", 0, [record(1, 3.5)]) is None
 
 
 def test_the_best_setting_is_found_and_its_seeds_are_compared(tmp_path, monkeypatch):
