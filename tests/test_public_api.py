@@ -54,8 +54,9 @@ PUBLIC = {
         "sqrt_loss_velocity", "square_root_scaling", "stability_line", "svag_coefficients", "texp", "texp_plus_plus",
     },
     "sibert.optim": {
-        "ClippedSGD", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES", "ScaleInvariantModel",
-        "Schedule", "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule", "schedule_groups",
+        "ClippedSGD", "GradientRelease", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES",
+        "ScaleInvariantModel", "Schedule", "build_optimizer", "default_intrinsic_lr", "param_groups", "schedule",
+        "schedule_groups",
     },
     "sibert.lab": {
         "EXPERIMENTS", "Experiment", "Outcome", "REFERENCES", "Scale", "Verdict", "bibtex", "load_outcome",

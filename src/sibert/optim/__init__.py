@@ -1,6 +1,7 @@
 """Optimizers for scale-invariant networks: SGD with weight decay and relative clipping, LAMB for what is left."""
 
 from sibert.optim.clipped_sgd import ClippedSGD
+from sibert.optim.gradient_release import GradientRelease
 from sibert.optim.groups import InvariantGroup, ScaleInvariantModel, build_optimizer, param_groups
 from sibert.optim.hybrid import Hybrid
 from sibert.optim.lamb import Lamb
@@ -10,6 +11,7 @@ from sibert.optim.statistics import GroupStatistics
 __all__ = [  # noqa: RUF022  (grouped by what they do)
     # optimizers
     "ClippedSGD",
+    "GradientRelease",
     "Hybrid",
     "Lamb",
     # groups

@@ -112,6 +112,7 @@ class ClippedSGD(Optimizer):
                 "intrinsic_lr is their product, and eta is calibrated from the first gradient"
             )
         self._floors: dict[int, NormFloor] = {}
+        self._released: set[int] = set()
         defaults = {
             "lr": 1.0 if intrinsic_lr is not None else lr,
             "weight_decay": weight_decay,
@@ -126,7 +127,7 @@ class ClippedSGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy, or `load_state_dict`."""
         super().__setstate__(state)
-        self._floors = {}
+        self._floors, self._released = {}, set()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters that are scaled together.
@@ -205,42 +206,60 @@ class ClippedSGD(Optimizer):
     @torch.no_grad()
     def _measure(self) -> Measurement:
         """Take the norm of each group's gradient: squares of finite numbers sum to a finite float64."""
-        measured: list[tuple[list[Tensor | None], Tensor | None]] = []
-        finite: list[Tensor] = []
-        for group in self.param_groups:
-            gradients = [_dense_gradient(p) for p in group["params"]]
-            present = [gradient for gradient in gradients if gradient is not None]
-            if not present:
-                measured.append((gradients, None))
-            elif group["rows"]:
-                local = [local_shard(gradient) for gradient in present]
-                grad_norm = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
-                finite.append(rows_are_finite(group, grad_norm))
-                measured.append((gradients, grad_norm))
-            else:
-                grad_norm = _norm(present, group)
-                finite.append(grad_norm.isfinite())
-                measured.append((gradients, grad_norm))
+        measured = [self._measure_group(group) for group in self.param_groups]
+        finite = [each.finite for each in measured if each.finite is not None]
         if not finite:
             return Measurement(None)
         return Measurement(torch.stack([each.to(finite[0].device) for each in finite]).all(), measured)
 
+    def _measure_group(self, group: dict[str, Any]) -> Measurement:
+        """Take the norm of one group's gradient, or of its rows; details are (gradients, norm)."""
+        gradients = [_dense_gradient(p) for p in group["params"]]
+        present = [gradient for gradient in gradients if gradient is not None]
+        if not present:
+            return Measurement(None)
+        if group["rows"]:
+            local = [local_shard(gradient) for gradient in present]
+            grad_norm = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
+            return Measurement(rows_are_finite(group, grad_norm), (gradients, grad_norm))
+        grad_norm = _norm(present, group)
+        return Measurement(grad_norm.isfinite(), (gradients, grad_norm))
+
     @torch.no_grad()
     def _apply(self, measurement: Measurement, skip: Tensor) -> None:
-        nothing: list[tuple[list[Tensor | None], Tensor | None]] = [([], None)] * len(self.param_groups)
-        for index, (gradients, grad_norm) in enumerate(measurement.details or nothing):
-            group = self.param_groups[index]
-            home = home_of(group["params"])
-            _rehome(group, home)
-            skip_here = skip.to(home, non_blocking=True)
-            group["statistics"]["skipped_steps"] += skip_here
-            held_by_host = synchronisation.host_may_read(home) and bool(skip_here.item())
-            if grad_norm is not None and group["lr"] != 0 and not held_by_host:
-                if group["rows"]:
-                    state = self.state[group["params"][0]]
-                    step_rows(group, state, gradients, grad_norm, host_gamma(group), skip_here)
-                else:
-                    self._step_group(index, gradients, grad_norm, skip_here)
+        measured = measurement.details or [Measurement(None)] * len(self.param_groups)
+        for index, of_group in enumerate(measured):
+            if index not in self._released:
+                self._apply_group(index, of_group, skip)
+
+    def _apply_group(self, index: int, measurement: Measurement, skip: Tensor) -> None:
+        group = self.param_groups[index]
+        home = home_of(group["params"])
+        _rehome(group, home)
+        skip_here = skip.to(home, non_blocking=True)
+        group["statistics"]["skipped_steps"] += skip_here
+        held_by_host = synchronisation.host_may_read(home) and bool(skip_here.item())
+        if measurement.details is None or group["lr"] == 0 or held_by_host:
+            return
+        gradients, grad_norm = measurement.details
+        if group["rows"]:
+            state = self.state[group["params"][0]]
+            step_rows(group, state, gradients, grad_norm, host_gamma(group), skip_here)
+        else:
+            self._step_group(index, gradients, grad_norm, skip_here)
+
+    @torch.no_grad()
+    def _release(self, index: int) -> None:
+        """Step one group by itself, or skip it if its own gradient is not finite, and free its gradient.
+
+        Until `_released` is emptied, `step` leaves the group alone.
+        """
+        measurement = self._measure_group(self.param_groups[index])
+        assert measurement.finite is not None
+        self._apply_group(index, measurement, ~measurement.finite)
+        self._released.add(index)
+        for p in self.param_groups[index]["params"]:
+            p.grad = None
 
     def _step_group(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor, skip: Tensor) -> None:
         group = self.param_groups[index]

@@ -181,6 +181,8 @@ def _fused_sgd(
         is_first_step=False,
         found_inf=found_inf,
     )
+    # The kernel does not say that it changes them; autograd should know, where it has kept one for a later backward.
+    torch.autograd.graph.increment_version(parameters)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
