@@ -59,8 +59,9 @@ PUBLIC = {
         "schedule_groups",
     },
     "sibert.lab": {
-        "EXPERIMENTS", "Experiment", "Outcome", "REFERENCES", "Scale", "Verdict", "bibtex", "load_outcome",
-        "references_of_run", "run_experiment", "write_page",
+        "Diagnosis", "EXPERIMENTS", "Experiment", "Finding", "GroupDiagnosis", "Outcome", "REFERENCES", "Rates", "Scale",
+        "Stability", "Standing", "Verdict", "bibtex", "diagnose", "load_outcome", "references_of_run",
+        "run_experiment", "write_diagnosis", "write_page",
     },
     "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
     "sibert.training": {

@@ -182,13 +182,39 @@ class Hessian:
             )
         return x.square().sum().item() * self.eigenvalues(tolerance=tolerance)[0]
 
-    def _eigenpairs(self, count: int, smallest: bool, tolerance: float, seed: int) -> tuple[list[float], list[Tensor]]:
+    def preconditioned_sharpness(self, rates: Sequence[float | Tensor], tolerance: float = 1e-6, seed: int = 0) -> float:
+        """The largest eigenvalue of D^(1/2) H D^(1/2), D = the learning rate of each entry: sharpness without a unit.
+
+        Gradient descent with these rates is stable while it is at most 2 (with momentum m at most 2 (1 + m), and with
+        Adam's rates eta / (sqrt(v) + epsilon) at most 2 (1 + b1) / (1 - b1): arXiv 2103.00065, 2207.14484). For one
+        scale-invariant group it is effective learning rate times spherical sharpness.
+
+        Args:
+            rates: For each parameter its learning rate, or one for each of its entries (or a shape that broadcasts).
+            tolerance: Relative.
+            seed: Of the first vector.
+
+        Raises:
+            ValueError: If a rate is negative, or there are more or fewer rates than parameters.
+        """
+        if len(rates) != len(self.parameters):
+            raise ValueError(f"give a rate for each of the {len(self.parameters)} parameters, got {len(rates)}")
+        tensors = [torch.as_tensor(r).to(p).expand_as(p) for r, p in zip(rates, self.parameters, strict=True)]
+        if any(bool((rate < 0.0).any()) for rate in tensors):
+            raise ValueError("a learning rate must not be negative: its square root has to be real")
+        return self._eigenpairs(1, False, tolerance, seed, self._flat(tensors).sqrt())[0][0]
+
+    def _eigenpairs(
+        self, count: int, smallest: bool, tolerance: float, seed: int, root: Tensor | None = None
+    ) -> tuple[list[float], list[Tensor]]:
+        """Of H, or of root H root for a diagonal."""
         if not 1 <= count <= self.size:
             raise ValueError(f"count must be between 1 and {self.size}, the number of parameters, got {count}")
         like = self.parameters[0]
 
         def multiply(vector: np.ndarray) -> np.ndarray:
-            product = self @ torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(like)
+            v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(like)
+            product = self @ v if root is None else root * (self @ (root * v))
             return product.double().cpu().numpy()
 
         if self.size <= max(32, 2 * count + 2):  # too small for Lanczos' method

@@ -165,7 +165,7 @@ def equilibrium(
     """Of a scale-invariant parameter group, at its present learning rate and weight decay.
 
     Args:
-        optimizer: `torch.optim.SGD`, `torch.optim.AdamW` or `ClippedSGD`.
+        optimizer: `torch.optim.SGD`, `torch.optim.AdamW`, `ClippedSGD`, or one whose class is called Lion.
         group: One of its `param_groups`, or the index of one; taken as one vector.
         gradient_norm: g = |x| |gradient|, for SGD's norm; None = not known.
 
@@ -185,9 +185,14 @@ def equilibrium(
                 "Adam adds weight decay to the gradient and then divides both by the gradient's size: its balance "
                 "depends on the scale of the loss, and differs from group to group; AdamW has one"
             )
-        entries = sum(parameter.numel() for parameter in chosen["params"])
-        return adamw_equilibrium(lr, weight_decay, chosen["betas"], entries)
-    raise TypeError(f"the balance of SGD, ClippedSGD and AdamW is known, not that of {type(optimizer).__name__}")
+        return adamw_equilibrium(lr, weight_decay, chosen["betas"], _entries(chosen))
+    if type(optimizer).__name__ == "Lion":  # torch has none; the packages that do agree on its groups' keys
+        return lion_equilibrium(lr, weight_decay, chosen["betas"], _entries(chosen))
+    raise TypeError(f"the balance of SGD, ClippedSGD, AdamW and Lion is known, not that of {type(optimizer).__name__}")
+
+
+def _entries(group: Mapping[str, Any]) -> int:
+    return sum(parameter.numel() for parameter in group["params"])
 
 
 def _of_clipped_sgd(group: Mapping[str, Any], gradient_norm: float | None) -> Equilibrium:

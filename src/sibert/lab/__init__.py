@@ -12,6 +12,10 @@ from sibert.lab import (
     scaling_rules,
     svag,
 )
+from sibert.lab.diagnosis import Diagnosis, GroupDiagnosis, Stability, diagnose
+from sibert.lab.diagnosis_advice import Finding
+from sibert.lab.diagnosis_groups import Rates, Standing
+from sibert.lab.diagnosis_page import write_diagnosis
 from sibert.lab.experiment import Experiment, Scale, Verdict
 from sibert.lab.page import write_page
 from sibert.lab.references import REFERENCES, bibtex, references_of_run
@@ -40,13 +44,21 @@ EXPERIMENTS: dict[str, Experiment] = {
 __all__ = [
     "EXPERIMENTS",
     "REFERENCES",
+    "Diagnosis",
     "Experiment",
+    "Finding",
+    "GroupDiagnosis",
     "Outcome",
+    "Rates",
     "Scale",
+    "Stability",
+    "Standing",
     "Verdict",
     "bibtex",
+    "diagnose",
     "load_outcome",
     "references_of_run",
     "run_experiment",
+    "write_diagnosis",
     "write_page",
 ]

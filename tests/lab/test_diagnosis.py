@@ -1,0 +1,350 @@
+"""A diagnosis of runs that are made to be wrong, each of which trains for some steps, and of one that is sound."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sibert.lab import Rates, Standing, diagnose, write_diagnosis
+from sibert.ops.normalize import layer_norm
+from sibert.optim import ClippedSGD, InvariantGroup
+
+STEPS, BATCH = 300, 16
+
+
+class Net(nn.Module):
+    """Two matrices whose scale does not matter, and a head that is not trained; labels are wrong in a fifth of cases.
+
+    With `claims` "all" it says that of its head, too; with `rows` the scale of no row matters.
+    """
+
+    def __init__(self, claims="matrices", dropout=0.0, rows=False):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Linear(8, 16, bias=False), nn.Linear(16, 16, bias=False)
+        self.head = nn.Linear(16, 3)
+        self.head.requires_grad_(claims == "all")
+        self.dropout, self.claims, self.rows = nn.Dropout(dropout), claims, rows
+
+    def forward(self, x):
+        for layer in (self.first, self.second):
+            weight = F.normalize(layer.weight, eps=0.0) if self.rows else layer.weight
+            x = self.dropout(layer_norm(F.linear(x, weight)).relu())
+        return self.head(x)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def scale_invariant_groups(self):
+        groups = {name: InvariantGroup([(name, getattr(self, name).weight)]) for name in ("first", "second")}
+        if self.claims == "all":
+            groups["head"] = InvariantGroup([("head", self.head.weight)])
+        return groups
+
+
+TEACHER = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
+
+
+def batches(count, size=BATCH, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        x = torch.randn(size, 8, generator=generator)
+        wrong = torch.rand(size, generator=generator) < 0.2
+        y = torch.where(wrong, torch.randint(3, (size,), generator=generator), (x @ TEACHER).argmax(1))
+        yield x, y
+
+
+def trained(model, optimizer, steps=STEPS, size=BATCH):
+    for batch in batches(steps, size, seed=1):
+        optimizer.zero_grad()
+        model.loss(batch).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model
+
+
+def sgd(model, lr=0.5, weight_decay=0.01, **options):
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr, weight_decay=weight_decay, **options)
+
+
+def about(diagnosis):
+    return {finding.about for finding in diagnosis.findings if finding.mend}
+
+
+def the(diagnosis, kind):
+    (finding,) = (one for one in diagnosis.findings if one.about == kind and one.mend)
+    return finding
+
+
+def test_a_sound_run_has_nothing_to_mend():
+    model = Net()
+    optimizer = sgd(model)
+    trained(model, optimizer)
+    found = diagnose(model, model.loss, batches(64), optimizer, batch_size=BATCH, steps=STEPS)
+    assert found.sound, str(found)
+    assert "nothing to mend" in str(found)
+    assert [group.invariant for group in found.groups] == [True, True]
+    for group in found.groups:
+        one = group.standing
+        assert one.intrinsic_lr == pytest.approx(0.005)
+        assert one.equilibrium_angle == pytest.approx(math.sqrt(0.01), rel=0.01)
+        assert one.norm == pytest.approx(one.equilibrium_norm, rel=0.2)
+        assert one.relaxation_steps == pytest.approx(50.0)
+        assert one.effective_lr == pytest.approx(0.5 / one.norm**2, rel=1e-6)
+        # the line of the sphere is 2 (1 - eta lambda) / effective learning rate
+        assert group.stability == pytest.approx(group.spherical_sharpness * one.effective_lr / (2 * 0.995), rel=1e-6)
+    assert max(group.stability for group in found.groups) * found.stability.line <= found.stability.sharpness * 1.01
+
+
+class TestRunsMadeToBeWrong:
+    def test_a_learning_rate_a_hundred_times_too_small(self):
+        model = Net()
+        optimizer = sgd(model, lr=0.005)
+        found = diagnose(trained(model, optimizer), model.loss, batches(32), optimizer, batch_size=BATCH, steps=STEPS)
+        assert about(found) == {"intrinsic rate"}
+        finding = the(found, "intrinsic rate")
+        assert finding.groups == ("first", "second")
+        assert "here 5e-05 * 300 = 0.015" in finding.inequality
+        assert "to 0.02 (lr = 2 at weight_decay = 0.01)" in finding.remedy  # 10 / steps, if the angle allows it
+        assert "in 5e+03 steps" in finding.statement  # 1 / (4 eta lambda)
+
+    def test_without_weight_decay(self):
+        model = Net()
+        optimizer = sgd(model, weight_decay=0.0)
+        trained(model, optimizer)
+        found = diagnose(model, model.loss, batches(32), optimizer, batch_size=BATCH, steps=STEPS, each_group=False)
+        assert about(found) == {"weight decay"}
+        finding = the(found, "weight decay")
+        assert finding.groups == ("first", "second")
+        assert "weight_decay = 0.04 (eta lambda = 0.02)" in finding.remedy
+        assert all(group.standing.equilibrium_norm is None for group in found.groups)
+
+    def test_a_batch_far_beyond_the_critical_size(self):
+        model, size = Net(), 4096
+        optimizer = sgd(model)
+        trained(model, optimizer, 5, size)
+        found = diagnose(model, model.loss, batches(16, size), optimizer, batch_size=size, sharpness=False)
+        assert "batch" in about(found)
+        finding = the(found, "batch")
+        assert found.noise.critical_batch_size < size / 4
+        assert f"here {found.noise.noise_to_signal:.2g}" in finding.inequality
+        assert f"take a batch of {found.noise.critical_batch_size:.0f}" in finding.remedy
+        small = diagnose(model, model.loss, batches(64), optimizer, batch_size=BATCH, sharpness=False)
+        assert "batch" not in about(small)  # negative twin: the same parameters, a small batch
+
+    def test_a_group_that_is_not_invariant_is_named(self):
+        model = Net(claims="all")
+        optimizer = sgd(model)
+        trained(model, optimizer)
+        found = diagnose(model, model.loss, batches(32), optimizer, batch_size=BATCH, steps=STEPS, each_group=False)
+        assert about(found) == {"invariance"}
+        finding = the(found, "invariance")
+        assert finding.groups == ("head",)
+        assert finding.statement.startswith("head is said to be scale invariant, and is not")
+        (head,) = (group for group in found.groups if group.name == "head")
+        assert (head.invariant, head.standing) == (False, None)
+        assert head.deviation > 0.01
+        assert "1. head is said" in str(found)
+
+    def test_far_from_equilibrium_with_little_time(self):
+        model = Net()
+        with torch.no_grad():
+            model.first.weight.mul_(30.0)
+        optimizer = sgd(model)
+        late, early = (
+            diagnose(model, model.loss, batches(32), optimizer, batch_size=BATCH, steps=steps, sharpness=False)
+            for steps in (300, 30_000)
+        )
+        finding = the(late, "equilibrium")
+        assert finding.groups == ("first",)
+        standing = late.groups[0].standing
+        ratio = standing.norm / standing.equilibrium_norm
+        assert f"divide its parameters by {ratio:.2g}" in finding.remedy
+        needed = 50.0 * math.log((ratio**4 - 1.0) / (1.05**4 - 1.0))
+        assert standing.steps_to_equilibrium == pytest.approx(needed, rel=1e-3)
+        assert f"it gets there in {needed:.0f} steps, {needed / 300:.0%} of the 300 left" in finding.statement
+        assert "equilibrium" not in about(early)  # it gets there by itself
+        assert any(one.about == "equilibrium" and not one.mend for one in early.findings)
+
+    def test_a_step_that_turns_too_far(self):
+        model = Net()
+        found = diagnose(model, model.loss, batches(16), Rates("sgd", 1.0, 0.1), batch_size=BATCH, sharpness=False)
+        assert "sqrt(2 eta lambda) <= 0.2; here 0.45" in the(found, "intrinsic rate").inequality
+
+    def test_too_much_clipping(self):
+        model = Net()
+        with torch.no_grad():
+            model.first.weight.mul_(0.05)
+        rates = Rates("sgd", 0.5, 0.01, clip=2.0)
+        found = diagnose(model, model.loss, batches(16), rates, batch_size=BATCH, sharpness=False)
+        assert the(found, "clipping").groups == ("first",)
+        assert found.groups[0].standing.clipped_share == 1.0
+        assert found.groups[1].standing.clipped_share < 0.15
+
+    def test_curvature_beyond_the_line(self):
+        model = Net()
+        trained(model, sgd(model), 50)
+        with torch.no_grad():
+            model.first.weight.mul_(0.1)
+        found = diagnose(model, model.loss, batches(16), sgd(model), batch_size=BATCH, each_group=False)
+        finding = the(found, "sharpness")
+        assert f"here {found.stability.sharpness:.3g}" in finding.inequality
+        assert found.stability.sharpness > 1.5 * found.stability.line
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgdm", "adamw", "clipped", "intrinsic", "rows"])
+def test_each_optimizer_is_seen_at_its_equilibrium(name):
+    """Angle and norm, measured and predicted, after a run that is long enough for both to settle."""
+    model = Net(rows=name == "rows")
+    parameters = [model.first.weight, model.second.weight]
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.5, weight_decay=0.01),
+        "sgdm": lambda: torch.optim.SGD(parameters, lr=0.05, weight_decay=0.02, momentum=0.9),
+        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.3, betas=(0.8, 0.99)),
+        "clipped": lambda: ClippedSGD([{"params": [p]} for p in parameters], lr=0.5, weight_decay=0.01),
+        "intrinsic": lambda: ClippedSGD([{"params": [p]} for p in parameters], intrinsic_lr=0.005),
+        "rows": lambda: ClippedSGD([{"params": [p], "rows": True} for p in parameters], intrinsic_lr=0.005),
+    }[name]()
+    rows = name == "rows"
+    groups = {n: InvariantGroup([(n, p)], rows) for n, p in zip(("first", "second"), parameters, strict=True)}
+    trained(model, optimizer)
+    if rows:  # negative twin of the symmetry: the other network's rows are no groups
+        other = Net()
+        wrong = {"first": InvariantGroup([("first", other.first.weight)], rows=True)}
+        rates = Rates("sgd", 0.5, 0.01)
+        found = diagnose(other, other.loss, batches(16), rates, batch_size=BATCH, groups=wrong, sharpness=False)
+        assert the(found, "invariance").groups == ("first",)
+    found = diagnose(
+        model, model.loss, batches(32), optimizer, batch_size=BATCH, groups=groups, steps=STEPS, each_group=False
+    )
+    assert found.stability is not None
+    for group in found.groups:
+        one = group.standing
+        assert one.angular_update == pytest.approx(one.equilibrium_angle, rel=0.5)
+        assert one.norm == pytest.approx(one.equilibrium_norm, rel=0.4)
+        assert (one.clipped_share is None) == (name in ("sgd", "sgdm", "adamw"))
+        if name in ("sgdm", "adamw"):
+            assert found.stability.line > 3.0
+
+
+def test_fresh_momentum_and_the_angle_of_a_step_that_remembers():
+    """With a memory the step is tried on a copy; its angle is that of the next step with the same batch."""
+    model = Net()
+    optimizer = sgd(model, lr=0.05, momentum=0.9)
+    trained(model, optimizer, 50)
+    same = list(batches(1)) * 16
+    with pytest.raises(ValueError, match="too few"):
+        diagnose(model, model.loss, same[:3], optimizer, batch_size=BATCH)
+    found = diagnose(model, model.loss, same, optimizer, batch_size=BATCH, sharpness=False)
+    before = model.first.weight.detach().clone().double().flatten()
+    model.loss(same[0]).backward()
+    optimizer.step()
+    after = model.first.weight.detach().double().flatten()
+    cosine = before @ after / before.norm() / after.norm()
+    assert found.groups[0].standing.angular_update == pytest.approx(math.acos(cosine), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_nothing_is_changed(kind):
+    model = Net(dropout=0.3)
+    optimizer = sgd(model, momentum=0.9) if kind == "sgd" else torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trained(model, optimizer, 5)
+    model.dropout.eval()
+    model.first.weight.grad = torch.ones_like(model.first.weight)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = {p: {k: torch.as_tensor(v).clone() for k, v in one.items()} for p, one in optimizer.state.items()}
+    modes, numbers = [module.training for module in model.modules()], torch.get_rng_state()
+    diagnose(model, model.loss, batches(16), optimizer, batch_size=BATCH, steps=10)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(torch.as_tensor(v), kept[p][k]) for p, one in optimizer.state.items() for k, v in one.items()
+    )
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert bool((model.first.weight.grad == 1).all())
+    assert model.second.weight.grad is None
+
+
+def test_a_model_that_says_nothing_is_searched():
+    model = Net(dropout=0.2)
+    plain = nn.Module()
+    plain.inner = model
+    found = diagnose(plain, model.loss, batches(16), Rates("sgd", 0.5, 0.01), batch_size=BATCH, sharpness=False)
+    assert {group.name for group in found.groups} == {"inner.first", "inner.second"}
+    assert not any(group.claimed for group in found.groups)
+
+
+def test_a_model_without_any_symmetry():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
+    loss = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+    found = diagnose(model, loss, batches(16), sgd(model), batch_size=BATCH)
+    assert found.groups == ()
+    assert found.sound
+    assert found.stability.sharpness > 0
+    assert "no scale-invariant group was found" in str(found)
+
+
+def test_optimizers_without_a_known_balance_are_named():
+    model = Net()
+    for optimizer, words in (
+        (torch.optim.Adam(model.parameters(), weight_decay=0.1), "take AdamW"),
+        (torch.optim.RMSprop(model.parameters()), "not that of RMSprop"),
+        (torch.optim.SGD([model.first.weight], lr=0.1), "not in the optimizer"),
+        (torch.optim.SGD(model.parameters(), lr=0.0), "learning rate is 0"),
+    ):
+        found = diagnose(model, model.loss, batches(16), optimizer, batch_size=BATCH, sharpness=False)
+        assert words in str(found)
+
+
+def test_a_loss_that_is_not_finite():
+    model = Net()
+    with pytest.raises(ValueError, match="not finite"):
+        diagnose(model, lambda batch: model.loss(batch) * math.nan, batches(16), sgd(model), batch_size=BATCH)
+
+
+def test_a_group_without_length():
+    model = Net()
+    with torch.no_grad():
+        model.first.weight.zero_()
+    found = diagnose(model, model.loss, batches(16), sgd(model), batch_size=BATCH, sharpness=False)
+    assert the(found, "invariance").groups == ("first",)
+
+
+def test_the_square_root_rule_of_adam():
+    model = Net()
+    rates = Rates("adamw", 1e-3, 1.0, betas=(0.9, 0.999))
+    found = diagnose(model, model.loss, batches(64, 4), rates, batch_size=4)
+    (note,) = (one for one in found.findings if one.about == "batch")
+    assert "square-root rule" in note.remedy
+    assert "kappa (1 - b1) <= 1: 10" in note.inequality
+
+
+def test_standings_from_elsewhere_count():
+    model = Net()
+    standing = Standing(1.0, 4.0, 0.1, 0.05, 0.001, 0.1, 250.0, 900.0, 0.5)
+    found = diagnose(
+        model, model.loss, batches(16), Rates("sgd", 0.5, 0.01), batch_size=BATCH, sharpness=False, steps=1000.0,
+        standings={"first": standing},
+    )  # fmt: skip
+    assert found.groups[0].standing == standing
+    assert {"equilibrium", "clipping"} <= about(found)
+
+
+def test_the_page(tmp_path):
+    model = Net(claims="all")
+    found = diagnose(model, model.loss, batches(16), sgd(model), batch_size=BATCH, steps=100)
+    found = dataclasses.replace(
+        found, groups=tuple(dataclasses.replace(group, name=f"<{group.name}>") for group in found.groups)
+    )
+    page = write_diagnosis(found, tmp_path / "new" / "page.html", "Of <a> run").read_text()
+    assert "What to mend" in page
+    assert "&lt;head&gt;" in page
+    assert "Of &lt;a&gt; run" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
+    with pytest.raises(ValueError, match="is a folder"):
+        write_diagnosis(found, tmp_path)
