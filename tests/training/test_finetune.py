@@ -20,7 +20,6 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
-from transformers.pipelines import SUPPORTED_TASKS
 
 from sibert.conversion import converted_weights
 from sibert.evaluation.prediction_files import predict_file
@@ -142,14 +141,15 @@ class TestTheResultIsAnOrdinaryFolder:
         assert inputs.token_to_chars(places[start]).start == mine["start"]
         assert inputs.token_to_chars(places[end]).end == mine["end"]
 
-    @pytest.mark.skipif("question-answering" not in SUPPORTED_TASKS, reason="transformers has removed this pipeline")
     def test_the_pipeline_of_question_answering(self, sibert, tmp_path, quiet):
         data = downstream.squad(tmp_path / "data")
         run_finetuning(recipe(sibert, "squad", data), tmp_path / "run", console=quiet)
-        context = "Anna lives in Oslo."
+        context = "Anna  lives in Oslo."
         pipe = pipeline("question-answering", model=str(tmp_path / "run"))
         answer = pipe(question="Where lives Anna?", context=context)
         assert context[answer["start"] : answer["end"]].strip() == answer["answer"]
+        mine = Predictor.load(tmp_path / "run").predict({"question": ["Where lives Anna?"], "context": [context]})[0]
+        assert (mine["best"], mine["start"], mine["end"]) == (answer["answer"], answer["start"], answer["end"])
 
 
 @pytest.fixture(scope="module")
