@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sibert.evaluation import TASKS, bag_of_words, examples_of, held_out, majority, task_named, task_rows
 from sibert.evaluation.glue import glue_rows
 
@@ -233,7 +235,7 @@ class Study:
         names = ("contestant", "task", "setting", "seed")
         missing = [trial for trial in trials if key(dict(zip(names, trial, strict=True))) not in self.records]
         print(f"{len(trials)} runs, {len(missing)} to do", flush=True)
-        with ProcessPoolExecutor(self.workers) as pool:
+        with pool_of(self.workers) as pool:
             running = [
                 pool.submit(finetune, c, self.encoder(c), t, self.folders[t], setting, seed)
                 for c, t, setting, seed in missing
@@ -316,6 +318,12 @@ def score(record: dict[str, Any]) -> float:
     return 100 * float(record["scores"][first]["score"])
 
 
+def pool_of(workers: int) -> ProcessPoolExecutor:
+    """Processes that share the cores; how many threads a run has decides how its sums are rounded."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+
+
 def pretrain_all(text: Sequence[str], workers: int) -> None:
     """Every model at both rates, and anew those that are needed: runs that have a record are repeated only if they won.
 
@@ -331,7 +339,7 @@ def pretrain_all(text: Sequence[str], workers: int) -> None:
         if not all(known_run(name, i, records) for i in range(len(several)))
         or run_folder(name, index) == pretrained(name, records)
     ]
-    with ProcessPoolExecutor(workers) as pool:
+    with pool_of(workers) as pool:
         for done in [pool.submit(pretrain, name, index, text) for name, index in runs]:
             done.result()
     for run in runs:
@@ -350,7 +358,6 @@ def main() -> None:
     parser.add_argument("--qa", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
     phases = options.phases or ["pretrain", "tune", "baselines", "seeds", "sensitivity"]
     if "pretrain" in phases:
         pretrain_all(options.text, options.workers)
