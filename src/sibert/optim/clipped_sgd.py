@@ -17,6 +17,7 @@ from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, ho
 from sibert.optim.joint_step import Measurement
 from sibert.optim.norm_floor import NormFloor
 from sibert.optim.norms import home_of, squared_norm
+from sibert.optim.rounding import Noise
 from sibert.optim.rows import check_rows, rows_are_finite, squared_row_norms, step_rows
 from sibert.optim.shards import any_sharded, local_shard, placed_gradient
 from sibert.optim.statistics import GroupStatistics, clear_window, empty_record, group_statistics, record_step
@@ -66,10 +67,14 @@ class ClippedSGD(Optimizer):
     a clip factor and, in intrinsic mode, an eta of its own: R numbers, in the state of the group's first parameter. A
     row whose gradient is 0 is left alone and does not decay.
 
-    **Group keys.** "lr", "weight_decay", "clip", "intrinsic_lr", "rows" and "implementation" may be set for each group,
-    also "name" (default "group0", ...) and "scale_invariant" (default True; False says that the gradient is not
-    orthogonal to x, and the norm is then measured at every step for the statistics). A group with "intrinsic_lr" is in
-    intrinsic mode and its "lr" is the multiplier; a group with "weight_decay" is in explicit mode.
+    **bfloat16.** Parameters in bfloat16 are stepped in float32 and rounded stochastically (`sibert.optim.rounding`), so
+    that steps shorter than the distance of two neighbours count in the mean and no float32 copy is needed. The noise
+    depends on group, step and parameter alone, not on torch's generators: a resumed run goes on bit for bit.
+
+    **Group keys.** "lr", "weight_decay", "clip", "intrinsic_lr", "rows", "implementation" and "stochastic_rounding" may
+    be set for each group, also "name" (default "group0", ...) and "scale_invariant" (default True; False says that the
+    gradient is not orthogonal to x, and the norm is then measured at every step for the statistics). A group with
+    "intrinsic_lr" is in intrinsic mode and its "lr" is the multiplier; a group with "weight_decay" is in explicit mode.
 
     Args:
         params: Parameters, (name, parameter) pairs, or groups of them.
@@ -79,6 +84,8 @@ class ClippedSGD(Optimizer):
         intrinsic_lr: gamma in (0, 1), instead of lr and weight_decay. `default_intrinsic_lr` gives one for a budget.
         implementation: "reference" (the formula in a loop), "foreach" (torch's list functions) or "fused" (torch's
             fused kernel, one pass over the memory; what it does not support goes through "foreach"); None is "fused".
+        stochastic_rounding: How parameters in bfloat16 are rounded; False rounds them to nearest, which loses every
+            step shorter than 2^-9 of an entry. No matter for other parameters (float16 is rounded to nearest).
 
     Raises:
         ValueError: If hyper-parameters are out of range or contradict each other, or a group is empty or has norm 0.
@@ -105,6 +112,7 @@ class ClippedSGD(Optimizer):
         clip: float | None = 2.0,
         intrinsic_lr: float | None = None,
         implementation: Implementation | None = None,
+        stochastic_rounding: bool = True,
     ) -> None:
         if intrinsic_lr is not None and (lr is not None or weight_decay is not None):
             raise ValueError(
@@ -121,6 +129,7 @@ class ClippedSGD(Optimizer):
             "implementation": implementation,
             "scale_invariant": True,
             "rows": False,
+            "stochastic_rounding": stochastic_rounding,
         }
         super().__init__(params, defaults)
 
@@ -128,6 +137,8 @@ class ClippedSGD(Optimizer):
         """Restore from a pickle, a copy, or `load_state_dict`."""
         super().__setstate__(state)
         self._floors, self._released = {}, set()
+        for group in self.param_groups:
+            group.setdefault("stochastic_rounding", False)  # a run that was saved before there was any
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters that are scaled together.
@@ -244,7 +255,7 @@ class ClippedSGD(Optimizer):
         gradients, grad_norm = measurement.details
         if group["rows"]:
             state = self.state[group["params"][0]]
-            step_rows(group, state, gradients, grad_norm, host_gamma(group), skip_here)
+            step_rows(group, state, gradients, grad_norm, host_gamma(group), skip_here, self._noise(index))
         else:
             self._step_group(index, gradients, grad_norm, skip_here)
 
@@ -289,6 +300,7 @@ class ClippedSGD(Optimizer):
             step_size=eta * clip_factor,
             hold=hold,
             implementation=group["implementation"],
+            noise=self._noise(index),
         )
         if floor is not None and not hold.item():
             floor.follow_step(1.0 - gamma, (eta * clip_factor * grad_norm).item())
@@ -311,6 +323,14 @@ class ClippedSGD(Optimizer):
             angular_update=torch.atan2(length, decayed),
             hold=hold,
         )
+
+    def _noise(self, index: int) -> Noise | None:
+        """Name the noise of the group's next rounding; its count is saved with the group."""
+        group = self.param_groups[index]
+        if not (group["stochastic_rounding"] and any(p.dtype == torch.bfloat16 for p in group["params"])):
+            return None
+        group["roundings"] = group.get("roundings", 0) + 1
+        return Noise(index, group["roundings"])
 
     def _floor(self, index: int, group: dict[str, Any]) -> NormFloor | None:
         """Give the group's lower bound, where it saves something and may be kept: whole tensors on the CPU."""

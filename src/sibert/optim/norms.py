@@ -34,7 +34,7 @@ The squares of smaller vectors are not always multiples of the smallest float32,
 """
 
 CHUNK = 1 << 18
-"""Entries that the wide sum converts to float64 at a time: 2 MiB."""
+"""Entries that are converted at a time: 1 MiB of float32, 2 MiB of float64. A multiple of `ROW`."""
 
 
 def home_of(tensors: Iterable[Tensor]) -> torch.device:
@@ -86,16 +86,18 @@ def _row_sum_of_squares(tensors: list[Tensor]) -> Tensor:
     """Sum in the tensors' precision within rows, in float64 over rows; again in float64 where that lost something."""
     norms, short = [], []
     for tensor in tensors:
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            tensor = tensor.float()
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
         size = tensor.numel()
         if size < SHORT:
-            short.append(tensor)
+            short.append(tensor.float() if half else tensor)
             continue
         flat, whole = tensor.reshape(-1), size // ROW * ROW
-        norms.append(torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1))
+        # Half precision a chunk at a time: a float32 copy of the whole would be twice as large as the tensor.
+        for chunk in torch.split(flat[:whole], CHUNK if half else whole):
+            rows = chunk.view(-1, ROW)
+            norms.append(torch.linalg.vector_norm(rows.float() if half else rows, dim=1))
         if whole < size:
-            short.append(flat[whole:])
+            short.append(flat[whole:].float() if half else flat[whole:])
     if short:
         norms.append(torch.stack(torch._foreach_norm(short)))
     total = torch.cat(norms).double().square().sum()

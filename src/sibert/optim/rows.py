@@ -8,6 +8,7 @@ a share p of them would have no equilibrium where C p <= 1: decay would win over
 Shapes: R = rows (of this process, where the parameters are sharded along the first dimension).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +18,15 @@ from torch import Tensor
 
 from sibert.optim import synchronisation
 from sibert.optim.norms import TRUSTED_RANGE
+from sibert.optim.rounding import Noise, draw, rounded, rounds
 from sibert.optim.shards import has_whole_rows, local_shard, reduce_shards, wrap_shard
 from sibert.optim.statistics import record_step
 from sibert.optim.updates import at_least_float32
 
 __all__ = ["check_rows", "rows_are_finite", "squared_row_norms", "step_rows"]
+
+BLOCK = 1 << 17
+"""Entries of a block of rows: 512 KiB of parameters and as much of gradients."""
 
 
 def check_rows(group: dict[str, Any]) -> None:
@@ -86,9 +91,11 @@ def squared_row_norms(tensors: Sequence[Tensor], *, wide: bool = False) -> Tenso
 
 def _squared_norms(tensor: Tensor, wide: bool) -> Tensor:
     matrix_RC = tensor.reshape(len(tensor), -1) if tensor.numel() else tensor.new_zeros(len(tensor), 1)
-    matrix_RC = matrix_RC.double() if wide else at_least_float32(matrix_RC)
-    norms_R: Tensor = torch.linalg.vector_norm(matrix_RC, dim=1)
-    return norms_R.double().square()
+    blocks = [matrix_RC]
+    if matrix_RC.dtype != (torch.float64 if wide else torch.float32):
+        blocks = [matrix_RC[rows] for rows in _blocks([matrix_RC], tensor.device)]  # no copy of the whole
+    norms = [torch.linalg.vector_norm(block.double() if wide else at_least_float32(block), dim=1) for block in blocks]
+    return torch.cat(norms).double().square()
 
 
 def rows_are_finite(group: dict[str, Any], grad_norms_R: Tensor) -> Tensor:
@@ -113,6 +120,7 @@ def step_rows(
     grad_norms_R: Tensor,
     gamma: float,
     skip: Tensor,
+    noise: Noise | None = None,
 ) -> None:
     """Take one step of every row that has a gradient.
 
@@ -125,40 +133,77 @@ def step_rows(
         grad_norms_R: Norms of the gradient's rows.
         gamma: eta lambda of this step.
         skip: 0-dim bool tensor; where True, nothing changes by a single bit.
+        noise: For parameters in bfloat16, which are then rounded stochastically; None rounds to nearest.
     """
     parameters = [local_shard(p) for p in group["params"]]
-    norms_R = squared_row_norms(parameters, wide=group["implementation"] == "reference").sqrt()
+    descents = [None if gradient is None else local_shard(gradient) for gradient in gradients]
+    kept_R = None if group["intrinsic_lr"] is None else _kept_eta(group, state, grad_norms_R)
+    generators = None if noise is None else noise.generators(parameters)
+    found = []
+    for rows in _blocks(parameters, skip.device):
+        block = [parameter[rows] for parameter in parameters]
+        norms_R = squared_row_norms(block, wide=group["implementation"] == "reference").sqrt()
+        eta_R, clip_R = _step_sizes(
+            group, None if kept_R is None else kept_R[rows], norms_R, grad_norms_R[rows], gamma, skip
+        )
+        moves_R = (eta_R * grad_norms_R[rows] > 0) & ~skip
+        _descend(
+            block,
+            [None if descent is None else descent[rows] for descent in descents],
+            gamma * moves_R.double(),
+            torch.where(moves_R, eta_R * clip_R, 0.0),
+            skip,
+            generators,
+        )
+        found.append((moves_R, eta_R, norms_R, clip_R))
+    moves_R, eta_R, norms_R, clip_R = (torch.cat(parts) for parts in zip(*found, strict=True))
+    _record(group, gamma, moves_R, eta_R, norms_R, grad_norms_R, clip_R, skip)
+
+
+def _blocks(parameters: Sequence[Tensor], home: torch.device) -> list[slice]:
+    """Cut the rows, where the host may look, into blocks that stay in the cache from their norm to their last write.
+
+    Then a step reads parameters and gradients once each, beside the pass that has measured the gradients. At least two
+    rows a block: torch sums a single row in another order.
+    """
+    rows = len(parameters[0])
+    entries = sum(parameter.numel() for parameter in parameters)
+    count = max(1, min(entries // BLOCK, rows // 2)) if synchronisation.host_may_read(home) else 1
+    edges = [rows * number // count for number in range(count + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
+
+
+def _kept_eta(group: dict[str, Any], state: dict[str, Any], like_R: Tensor) -> Tensor:
+    """Give the etas of the rows, 0 for a row that has had no gradient yet; in-place changes of them are kept."""
+    parameter = group["params"][0]
+    if "eta" not in state:
+        state["eta"] = wrap_shard(torch.zeros_like(like_R, dtype=parameter.dtype), parameter)
+    return local_shard(state["eta"])
+
+
+def _step_sizes(
+    group: dict[str, Any], kept_R: Tensor | None, norms_R: Tensor, grad_norms_R: Tensor, gamma: float, skip: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give eta and clip factor of each row.
+
+    In intrinsic mode eta is set at a row's first gradient such that the row is at norm equilibrium; `ClippedSGD` has
+    the formula.
+    """
     lr = float(group["lr"])
-    if group["intrinsic_lr"] is None:
+    if kept_R is None:
         eta_R = torch.full_like(grad_norms_R, lr)
     else:
-        eta_R = lr * _calibrated(group, state, norms_R, grad_norms_R, skip)
+        intrinsic_lr = float(group["intrinsic_lr"])
+        at_equilibrium_R = math.sqrt(intrinsic_lr * (2.0 - intrinsic_lr)) * norms_R / grad_norms_R
+        now_R = (kept_R == 0) & (grad_norms_R > 0) & ~skip
+        kept_R.copy_(torch.where(now_R, at_equilibrium_R.to(kept_R.dtype), kept_R))
+        eta_R = lr * kept_R.double()
     length_R = eta_R * grad_norms_R
     clip_R = torch.ones_like(length_R)
     if group["clip"] is not None:
         bound_R = group["clip"] * math.sqrt(2.0 * gamma) * norms_R
         clip_R = torch.where(length_R > bound_R, bound_R / length_R, clip_R)
-    moves_R = (length_R > 0) & ~skip
-    _descend(parameters, gradients, gamma * moves_R.double(), torch.where(moves_R, eta_R * clip_R, 0.0), skip)
-    _record(group, gamma, moves_R, eta_R, norms_R, grad_norms_R, clip_R, skip)
-
-
-def _calibrated(
-    group: dict[str, Any], state: dict[str, Any], norms_R: Tensor, grad_norms_R: Tensor, skip: Tensor
-) -> Tensor:
-    """Set the eta of each row at its first gradient such that it is at norm equilibrium; `ClippedSGD` has the formula.
-
-    A row that has no gradient yet has eta 0.
-    """
-    parameter = group["params"][0]
-    if "eta" not in state:
-        state["eta"] = wrap_shard(torch.zeros_like(norms_R, dtype=parameter.dtype), parameter)
-    kept_R = local_shard(state["eta"])
-    gamma = float(group["intrinsic_lr"])
-    at_equilibrium_R = math.sqrt(gamma * (2.0 - gamma)) * norms_R / grad_norms_R
-    now_R = (kept_R == 0) & (grad_norms_R > 0) & ~skip
-    kept_R.copy_(torch.where(now_R, at_equilibrium_R.to(kept_R.dtype), kept_R))
-    return kept_R.double()
+    return eta_R, clip_R
 
 
 def _descend(
@@ -167,16 +212,22 @@ def _descend(
     gamma_R: Tensor,
     step_R: Tensor,
     skip: Tensor,
+    generators: Sequence[torch.Generator] | None,
 ) -> None:
     """Take x_r <- x_r - (gamma_r x_r + step_r g_r); rows at rest have both 0, and where `skip`, nothing is written."""
     on_host = synchronisation.host_may_read(skip.device)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for member, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         x = at_least_float32(parameter)
         column = (-1, *[1] * (x.dim() - 1))
-        # Subtract gamma x, never multiply by 1 - gamma: see `updates`.
-        stepped = torch.addcmul(x, x, gamma_R.to(x.dtype).view(column), value=-1.0)
+        # Subtract gamma x, never multiply by 1 - gamma: see `updates`. Where nothing can be undone, in place.
+        in_place = on_host and x is parameter
+        stepped = torch.addcmul(x, x, gamma_R.to(x.dtype).view(column), value=-1.0, out=x if in_place else None)
         if gradient is not None:
-            stepped.addcmul_(local_shard(gradient).to(x.dtype), step_R.to(x.dtype).view(column), value=-1.0)
+            stepped.addcmul_(gradient.to(x.dtype), step_R.to(x.dtype).view(column), value=-1.0)
+        if in_place:
+            continue
+        if generators is not None and rounds(parameter, generators):
+            stepped = rounded(stepped, draw(stepped, generators[member]))
         stepped = stepped.to(parameter.dtype)
         parameter.copy_(stepped if on_host else torch.where(skip, parameter, stepped))
 

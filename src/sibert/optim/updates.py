@@ -4,7 +4,8 @@ All subtract gamma x, with gamma = eta lambda, and never multiply by 1 - gamma: 
 that factor to float32 would change gamma by up to 0.4 %.
 
 `reference` is the formula; `foreach` hands lists of tensors to torch; `fused` makes one pass over the memory. They
-agree to rounding. Parameters of half precision are stepped in float32 and rounded once.
+agree to rounding. Parameters of half precision are stepped in float32 and rounded once: to nearest, or, bfloat16 with
+noise, stochastically (`rounding`), a piece at a time, so that the float32 copy is never of the size of the parameter.
 
 Each has two ways to hear the step size and whether to step at all. Where the host may read (the CPU), it reads both and
 branches. Elsewhere both stay tensors on the device; a step that must not happen is undone by selection, never by a
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sibert.optim import synchronisation
+from sibert.optim.rounding import Noise, draw, rounded, rounds
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "at_least_float32", "descend", "resolve_implementation"]
 
@@ -31,6 +33,9 @@ FUSED_DTYPES = (torch.float64, torch.float32)
 
 And float64 only where the host reads: the kernel takes a step size on the device in float32.
 """
+
+PIECE = 1 << 18
+"""Entries of a bfloat16 parameter that are stepped in float32 at a time: 1 MiB each of values, gradients and noise."""
 
 FUSED_RANGE = (1e-30, 1e30)
 """Scalars that the fused kernel may round to float32 without loss of range."""
@@ -73,6 +78,7 @@ def descend(
     step_size: Tensor,
     hold: Tensor,
     implementation: Implementation | None = None,
+    noise: Noise | None = None,
 ) -> None:
     """Take x <- x - (gamma x + step_size g) for every parameter, in place.
 
@@ -83,7 +89,16 @@ def descend(
         step_size: eta * s, a 0-dim float64 tensor.
         hold: 0-dim bool tensor; where True, no parameter changes by a single bit, whatever the gradients contain.
         implementation: See `resolve_implementation`.
+        noise: For parameters in bfloat16, which are then rounded stochastically; None rounds to nearest.
     """
+    if noise is not None:
+        generators = noise.generators(parameters)
+        for parameter, gradient, generator in zip(parameters, gradients, generators, strict=True):
+            if rounds(parameter, noise):
+                _step_rounded(parameter, gradient, gamma, step_size.to(parameter.device), hold, generator)
+        nearest = [not rounds(parameter, noise) for parameter in parameters]
+        parameters = [parameter for parameter, here in zip(parameters, nearest, strict=True) if here]
+        gradients = [gradient for gradient, here in zip(gradients, nearest, strict=True) if here]
     buckets: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor | None]]] = defaultdict(lambda: ([], []))
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter.numel() == 0:
@@ -113,6 +128,41 @@ def _reference(
         g = torch.zeros_like(x) if gradient is None else at_least_float32(gradient)
         stepped = x - (gamma * x + step_size * g)
         parameter.copy_(torch.where(hold, parameter, stepped.to(parameter.dtype)))
+
+
+def _step_rounded(
+    parameter: Tensor,
+    gradient: Tensor | None,
+    gamma: float,
+    step_size: Tensor,
+    hold: Tensor,
+    generator: torch.Generator,
+) -> None:
+    """Step a bfloat16 parameter in float32, in all implementations alike, and round stochastically."""
+    hold = hold.to(parameter.device, non_blocking=True)
+    on_host = synchronisation.host_may_read(parameter.device)
+    if on_host and hold.item():
+        return
+    step_size = step_size.to(torch.float32)
+    for x, g in _pieces(parameter, gradient, PIECE):
+        stepped = x.float()
+        stepped = torch.add(stepped, stepped, alpha=-gamma)
+        if g is not None:
+            stepped -= g.float() * step_size
+        result = rounded(stepped, draw(stepped, generator))
+        x.copy_(result if on_host else torch.where(hold, x, result))
+
+
+def _pieces(parameter: Tensor, gradient: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Cut a parameter and its gradient into views of `size` entries, or not at all where one of them has gaps."""
+    if not parameter.numel():
+        return []
+    if not (parameter.is_contiguous() and (gradient is None or gradient.is_contiguous())):
+        return [(parameter, gradient)]
+    parts = torch.split(parameter.view(-1), size)
+    return list(
+        zip(parts, [None] * len(parts) if gradient is None else torch.split(gradient.view(-1), size), strict=True)
+    )
 
 
 def _foreach_on_host(parameters: list[Tensor], gradients: list[Tensor], gamma: float, step_size: float) -> None:
