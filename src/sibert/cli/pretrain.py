@@ -93,9 +93,17 @@ def pretrain(
     out: Path = typer.Option(None, help="Run directory. Default: runs/MODEL-SIZE-NUMBER.", rich_help_panel=RUN),
     resume: Path = typer.Option(None, help="Run directory to go on with; takes no other option.", rich_help_panel=RUN),
     seed: int = typer.Option(0, help="Of initialisation, order, masks, dropout.", rich_help_panel=RUN),
-    precision: str = typer.Option("fp32", help="fp32, bf16, fp16.", rich_help_panel=RUN),
+    precision: str = typer.Option(
+        "fp32", help="fp32, bf16, bf16-weights (the weights, too), fp16.", rich_help_panel=RUN
+    ),
     gradient_checkpointing: bool = typer.Option(
         False, "--gradient-checkpointing", help="Less memory.", rich_help_panel=RUN
+    ),
+    gradient_release: bool = typer.Option(
+        False,
+        "--gradient-release",
+        help="Less memory: steps inside backward, same result.",
+        rich_help_panel=RUN,
     ),
     workers: int = typer.Option(0, help="Data-loading processes.", rich_help_panel=RUN),
     log_every: int = typer.Option(10, help="Steps between records.", rich_help_panel=RUN),

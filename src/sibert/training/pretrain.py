@@ -102,6 +102,8 @@ def build_model(
         initialize_from_frequencies(model, frequencies.log_targets(), frequencies.inputs(recipe.mask_rate))
     if recipe.initial_scale != 1.0:
         _scale(model, recipe.initial_scale)
+    if recipe.precision == "bf16-weights":
+        _to_bfloat16(model)
     if recipe.gradient_checkpointing:
         # Later 5.x versions of transformers renamed the method and warn about the old name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -117,6 +119,14 @@ def _scale(model: PreTrainedModel, factor: float) -> None:
         parameters = list(model.base_model.parameters())
     for parameter in {id(p): p for p in parameters}.values():
         parameter.mul_(factor)
+
+
+def _to_bfloat16(model: PreTrainedModel) -> None:
+    """Keep the scale-invariant parameters in bfloat16; the rest is small, and its optimizer rounds to nearest."""
+    assert isinstance(model, ScaleInvariantModel)
+    for group in model.scale_invariant_groups().values():
+        for _, parameter in group.members:
+            parameter.data = parameter.data.bfloat16()
 
 
 def build_training_optimizer(
@@ -189,7 +199,7 @@ def _training_arguments(recipe: PretrainRecipe, run: RunDirectory) -> TrainingAr
         save_steps=recipe.checkpoint_interval,
         save_total_limit=recipe.keep_checkpoints,
         seed=recipe.seed,
-        bf16=recipe.precision == "bf16",
+        bf16=recipe.precision in ("bf16", "bf16-weights"),
         fp16=recipe.precision == "fp16",
         use_cpu=recipe.device == "cpu" or not torch.cuda.is_available(),
         dataloader_num_workers=recipe.workers,
@@ -342,6 +352,7 @@ def _build_trainer(
         optimizers=(optimizer, lr_schedule),
         metrics_file=MetricsFile(run.metrics),
         unigram_entropy=unigram_entropy(validation),
+        gradient_release=recipe.gradient_release,
     )
     for callback in (PrinterCallback, TransformersProgressCallback):
         trainer.remove_callback(callback)
@@ -369,8 +380,10 @@ def _announce(
 
 
 def _savable(trainer: PretrainTrainer) -> PreTrainedModel:
-    """Strip the wrappers of training, and let a twin be what it is: a plain model of `transformers`."""
+    """Strip the wrappers of training, and let a twin be what it is: a plain model of `transformers`, in one dtype."""
     model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+        model.float()
     twins = {
         BertTwinForMaskedLM: BertForMaskedLM,
         BertTwinForPreTraining: BertForPreTraining,

@@ -13,7 +13,7 @@ __all__ = ["PretrainRecipe"]
 Model = Literal["sibert", "bert", "modernbert"]
 OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
 ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "bf16-weights", "fp16"]
 
 LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.001, "row": 0.001}
 """At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.045 at 0.001. Larger
@@ -43,7 +43,11 @@ class PretrainRecipe:
 
     Batches: `batch_size` (sequences a process and micro-batch), `accumulation` (micro-batches a step).
 
-    Run: `seed`, `precision`, `gradient_checkpointing`, `workers` (data-loading processes), `log_every`, `eval_every`,
+    Memory: `precision` ("bf16" computes in bfloat16; "bf16-weights" keeps the scale-invariant parameters in it, too,
+    and rounds their steps stochastically; the final model is saved in float32), `gradient_checkpointing`,
+    `gradient_release` (`GradientRelease`: the same run, bit for bit, with the gradients of one layer at a time).
+
+    Run: `seed`, `workers` (data-loading processes), `log_every`, `eval_every`,
     `save_every` (steps), `keep_checkpoints`, `device` ("auto" or "cpu").
 
     Raises:
@@ -86,6 +90,7 @@ class PretrainRecipe:
     seed: int = 0
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
+    gradient_release: bool = False
     workers: int = 0
     log_every: int = 10
     eval_every: int | None = None
@@ -97,6 +102,7 @@ class PretrainRecipe:
         self._check_choices()
         self._check_numbers()
         self._check_optimizer()
+        self._check_memory()
 
     def _check_choices(self) -> None:
         choices: dict[str, tuple[Any, ...]] = {
@@ -172,6 +178,35 @@ class PretrainRecipe:
             raise ValueError(f"intrinsic_lr belongs to clipped_sgd; optimizer {self.optimizer_name} takes lr")
         elif self.initial_scale != 1.0 and self.optimizer_name != "sgd" and self.model == "sibert":
             raise ValueError("initial_scale is for clipped_sgd and sgd")
+
+    def _check_memory(self) -> None:
+        if self.precision == "bf16-weights" and self.optimizer_name != "clipped_sgd":
+            raise ValueError(
+                "precision bf16-weights is for clipped_sgd, which rounds its steps stochastically; "
+                f"{self.optimizer_name} would round them to nearest and lose the small ones; use --precision bf16"
+            )
+        if not self.gradient_release:
+            return
+        if self.optimizer_name != "clipped_sgd":
+            raise ValueError(
+                f"gradient_release is for clipped_sgd, not {self.optimizer_name}: it needs steps that depend on "
+                "the gradient of their own group alone"
+            )
+        if self.invariance == "joint":
+            raise ValueError(
+                "gradient_release would free nothing with invariance joint: the encoder is one group, whose clip "
+                "factor needs its whole gradient; use --invariance matrix or row"
+            )
+        if self.accumulation > 1:
+            raise ValueError(
+                f"gradient_release takes a step in every backward, so accumulation must be 1, got {self.accumulation}; "
+                "use a larger --batch-size"
+            )
+        if self.precision == "fp16":
+            raise ValueError(
+                "gradient_release cannot be used with precision fp16, whose loss scaling changes gradients after "
+                "backward; use bf16"
+            )
 
     @property
     def optimizer_name(self) -> OptimizerName:

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from sibert.data import EpochSampler, MaskedDataset
 from sibert.models.masked_lm_loss import IGNORED
-from sibert.optim import ClippedSGD, Hybrid
+from sibert.optim import ClippedSGD, GradientRelease, Hybrid
 from sibert.training.checkpoints import mark_complete
 from sibert.training.metrics import LossWindow, MetricsFile, optimizer_state_bytes, peak_memory_bytes
 
@@ -38,15 +38,23 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
     Args:
         metrics_file: Where the records go; None = nowhere.
         unigram_entropy: Entropy of the validation targets, nats, recorded beside the validation loss.
+        gradient_release: Step inside backward (`GradientRelease`).
         **kwargs: As for `transformers.Trainer`.
 
     Raises:
-        ValueError: If `max_grad_norm` is not 0 with ClippedSGD.
+        ValueError: If `max_grad_norm` is not 0 with ClippedSGD, or gradients cannot be released.
     """
 
     control: TrainerControl
 
-    def __init__(self, *, metrics_file: MetricsFile | None = None, unigram_entropy: float | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        metrics_file: MetricsFile | None = None,
+        unigram_entropy: float | None = None,
+        gradient_release: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.metrics_file = metrics_file
         self.window = LossWindow()
@@ -64,6 +72,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
                 "does not move with the parameter norm breaks scale invariance; ClippedSGD clips relative to it "
                 "(clip=2.0)"
             )
+        self.gradient_release = GradientRelease(optimizer) if gradient_release else None
 
     # Order of the examples
 
