@@ -48,10 +48,11 @@ PUBLIC = {
     },
     "sibert.dynamics": {
         "Drift", "Equilibrium", "EquivalentExponentialLR", "Estimate", "ExponentialSchedule", "GradientNoise",
-        "Hessian", "Minimiser", "Rotation", "RotationRecorder", "SVAG", "adamw_equilibrium", "characteristic_root",
-        "equilibrium", "follow", "function_of", "gaussian_example_weights", "gradient_noise", "label_noise_velocity",
-        "lion_equilibrium", "normalized_gd_velocity", "project", "sgd_equilibrium", "sphere_velocity",
-        "sqrt_loss_velocity", "square_root_scaling", "stability_line", "svag_coefficients", "texp", "texp_plus_plus",
+        "Hessian", "LightningRotation", "Minimiser", "Rotation", "RotationRecorder", "SVAG", "SVAGComparison",
+        "adamw_equilibrium", "characteristic_root", "compare_svag", "equilibrium", "follow", "function_of",
+        "gaussian_example_weights", "gradient_noise", "label_noise_velocity", "lion_equilibrium",
+        "normalized_gd_velocity", "project", "sgd_equilibrium", "sphere_velocity", "sqrt_loss_velocity",
+        "square_root_scaling", "stability_line", "svag_coefficients", "texp", "texp_plus_plus",
     },
     "sibert.optim": {
         "ClippedSGD", "GradientRelease", "GroupStatistics", "Hybrid", "InvariantGroup", "Lamb", "SCHEDULES",
@@ -59,16 +60,16 @@ PUBLIC = {
         "schedule_groups",
     },
     "sibert.lab": {
-        "Diagnosis", "EXPERIMENTS", "Experiment", "Finding", "GroupDiagnosis", "Outcome", "REFERENCES", "Rates", "Scale",
-        "Stability", "Standing", "Verdict", "bibtex", "diagnose", "load_outcome", "references_of_run",
-        "run_experiment", "write_diagnosis", "write_page",
+        "Diagnosis", "EXPERIMENTS", "Experiment", "Finding", "GroupDiagnosis", "Outcome", "REFERENCES", "Rates",
+        "Scale", "Stability", "Standing", "Verdict", "bibtex", "diagnose", "diagnose_run", "load_outcome",
+        "references_of_run", "run_experiment", "write_diagnosis", "write_page",
     },
     "sibert.reporting": {"Run", "Summary", "load_run", "render_page", "summarise", "write_report"},
     "sibert.training": {
         "Conversion", "DirectionsCallback", "FinetuneRecipe", "LossWindow", "MetricsFile", "PretrainRecipe",
-        "PretrainTrainer", "ProgressCallback", "RunDirectory", "SignalCallback", "TaskTrainer", "build_model",
-        "build_task_model", "build_task_optimizer", "build_training_optimizer", "convert_folder", "environment",
-        "evaluate_run", "fill_masks", "latest_checkpoint", "load_converted", "next_run_directory",
+        "PretrainTrainer", "ProgressCallback", "RotationCallback", "RunDirectory", "SignalCallback", "TaskTrainer",
+        "build_model", "build_task_model", "build_task_optimizer", "build_training_optimizer", "convert_folder",
+        "environment", "evaluate_run", "fill_masks", "latest_checkpoint", "load_converted", "next_run_directory",
         "optimizer_state_bytes", "peak_memory_bytes", "run_finetuning", "run_pretraining", "run_sweep",
     },
 }  # fmt: skip

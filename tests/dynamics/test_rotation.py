@@ -1,15 +1,20 @@
 """Rotation, measured: against the definition in float64, against ClippedSGD's own, and in loops of others."""
 
+import importlib.util
 import math
+import os
+import tempfile
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sibert.dynamics import RotationRecorder, equilibrium, sgd_equilibrium
+from sibert.dynamics import LightningRotation, RotationRecorder, equilibrium, sgd_equilibrium
 from sibert.models import SibertConfig, SibertForMaskedLM
 from sibert.optim import ClippedSGD, InvariantGroup, build_optimizer
+from tests.dynamics.test_equilibrium import Lion
+from tests.optim.test_shards import free_port
 
 
 class Net(nn.Module):
@@ -51,8 +56,10 @@ def angle(x, y):
 
 
 OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5, weight_decay=0.01),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01),
+    "sgdm": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5, weight_decay=0.01),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "lion": lambda p: Lion(p, lr=0.01, weight_decay=0.1, betas=(0.9, 0.99)),
 }
 
 
@@ -70,8 +77,8 @@ def test_it_measures_what_it_says_and_changes_nothing(name, dtype):
         x, y = before[one.step - 1], after[one.step - 1]
         assert one.norm == pytest.approx(x.norm().item(), rel=1e-6)
         assert one.angular_update == pytest.approx(angle(x, y), rel=1e-9 if dtype == torch.float64 else 1e-4)
-        expected_lr = 0.1 / (0.5 * x.norm().item() ** 2) if name == "sgd" else None
-        assert one.effective_lr == (None if expected_lr is None else pytest.approx(expected_lr, rel=1e-6))
+        squared, rate = x.norm().item() ** 2, {"sgd": 0.1, "sgdm": 0.1 / (1.0 - 0.5)}.get(name)
+        assert one.effective_lr == (None if rate is None else pytest.approx(rate / squared, rel=1e-6))
 
 
 def test_a_model_that_is_compiled_and_a_recorder_that_is_closed():
@@ -153,6 +160,151 @@ def test_at_equilibrium_it_measures_the_predicted_rotation():
         optimizer.step()
     measured = math.sqrt(sum(one.angular_update**2 for one in recorder.records) / len(recorder.records))
     assert measured == pytest.approx(equilibrium(optimizer, 0).angular_update, rel=0.02)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_all_matrices_together_and_the_rows_of_one(name):
+    """The same steps seen at three granularities: |angle|^2 of a vector is the mean of its parts, weighted by |x|^2."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(4, 5, dtype=torch.float64)) for _ in range(2)]
+    optimizer = OPTIMIZERS[name](weights)
+    groups = {"all": weights, "one": [weights[0]], "rows": InvariantGroup([("w", weights[0])], rows=True)}
+    recorder = RotationRecorder(optimizer, groups, every=1)
+    old = [w.detach().clone() for w in weights]
+    for w, x in zip(weights, old, strict=True):
+        g = torch.randn(4, 5, dtype=torch.float64)
+        w.grad = g - (g * x).sum(1, keepdim=True) * x / x.square().sum(1, keepdim=True)
+    optimizer.step()
+    seen = {record.name: record for record in recorder.records}
+    both = [torch.cat([t.flatten() for t in tensors]) for tensors in (old, [w.detach() for w in weights])]
+    assert seen["all"].angular_update == pytest.approx(angle(*both), rel=1e-9)
+    assert seen["one"].angular_update == pytest.approx(angle(old[0], weights[0].detach()), rel=1e-9)
+    by_row = [angle(x, y) for x, y in zip(old[0], weights[0].detach(), strict=True)]
+    assert seen["rows"].angular_update == pytest.approx(math.sqrt(sum(a * a for a in by_row) / 4), rel=1e-9)
+    assert seen["rows"].effective_lr is None
+
+
+def distributed(rank, port, folder):
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    results = {}
+    for kind in ("ddp", "fsdp2"):
+        for name in OPTIMIZERS:
+            net = Net()
+            if kind == "fsdp2":
+                fully_shard(net, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+                assert type(net.first.weight).__name__ == "DTensor"
+            wrapped = DistributedDataParallel(net) if kind == "ddp" else net
+            optimizer = OPTIMIZERS[name](net.parameters())
+            groups = {**net.groups, "together": [net.first.weight, net.second.weight]}
+            recorder = RotationRecorder(optimizer, groups, every=2)
+            for step in range(3):
+                generator = torch.Generator().manual_seed(step)
+                x = torch.randn(16, 6, generator=generator, dtype=torch.float64)
+                y = torch.randint(3, (16,), generator=generator)
+                half = slice(8 * rank, 8 * rank + 8)
+                optimizer.zero_grad()
+                F.cross_entropy(wrapped(x[half]), y[half]).backward()
+                optimizer.step()
+            results[kind, name] = [vars(record) for record in recorder.records]
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does():
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(distributed, (free_port(), folder), nprocs=2)
+        found = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
+    for name in OPTIMIZERS:
+        net = Net()
+        optimizer = OPTIMIZERS[name](net.parameters())
+        groups = {**net.groups, "together": [net.first.weight, net.second.weight]}
+        recorder = RotationRecorder(optimizer, groups, every=2)
+        train(net, optimizer, 3)
+        assert len(recorder.records) == 6
+        for kind in ("ddp", "fsdp2"):
+            for ranks in found:
+                for one, record in zip(ranks[kind, name], recorder.records, strict=True):
+                    expected = {key: value for key, value in vars(record).items() if key not in ("name", "radial")}
+                    assert one.pop("name") == record.name
+                    assert one.pop("radial") == pytest.approx(0.0, abs=1e-9)
+                    numbers = {key: value for key, value in expected.items() if value is not None}
+                    assert {key: one[key] for key in numbers} == pytest.approx(numbers, rel=1e-7)
+                    assert [one[key] for key in expected if key not in numbers] == [None] * (len(one) - len(numbers))
+
+
+class TestLightning:
+    class Module(Net):
+        def scale_invariant_groups(self):
+            return {name: InvariantGroup([(name, p) for p in members]) for name, members in self.groups.items()}
+
+    class Trainer:
+        """Calls what Lightning calls, in its order."""
+
+        def __init__(self, *callbacks):
+            self.callbacks, self.optimizers = callbacks, []
+
+        def call(self, hook, *arguments):
+            for callback in self.callbacks:
+                getattr(callback, hook)(self, *arguments)
+
+        def fit(self, module, optimizers):
+            for hook in ("setup", "on_fit_start"):
+                self.call(hook, module)
+            self.optimizers = optimizers
+            self.call("on_train_start", module)
+            for optimizer in optimizers:
+                self.call("on_train_batch_start", module, None, 0)
+                train(module, optimizer, 3)
+                self.call("on_train_batch_end", module, None, None, 0)
+            for hook in ("on_train_end", "on_fit_end", "teardown"):
+                self.call(hook, module)
+
+    def test_in_a_trainer_with_its_hooks(self):
+        callback = LightningRotation(every=2)
+        module = self.Module()
+        matrices = torch.optim.SGD([module.first.weight, module.second.weight], lr=0.1)
+        head = torch.optim.AdamW(module.head.parameters())
+        self.Trainer(callback).fit(module, [matrices, head])
+        assert [(one.name, one.step) for one in callback.records] == [(n, s) for s in (1, 3) for n in module.groups]
+        assert len(callback.recorders) == 1  # the head is none of its business
+        train(module, matrices, 3)
+        assert len(callback.records) == 4  # training has ended
+        assert callback.state_dict() == {}
+        with pytest.raises(AttributeError, match="no attribute 'fit'"):
+            callback.fit()
+
+    @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+    def test_in_lightning_itself(self, tmp_path):
+        import lightning
+
+        class Real(lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = TestLightning.Module()
+
+            def scale_invariant_groups(self):
+                return self.net.scale_invariant_groups()
+
+            def training_step(self, batch, _):
+                return F.cross_entropy(self.net(batch[0]), batch[1])
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        data = torch.utils.data.TensorDataset(torch.randn(32, 6, dtype=torch.float64), torch.randint(3, (32,)))
+        callback = LightningRotation(every=2)
+        trainer = lightning.Trainer(
+            max_steps=4, callbacks=[callback], logger=False, accelerator="cpu", default_root_dir=tmp_path,
+            enable_checkpointing=False, enable_progress_bar=False,
+        )  # fmt: skip
+        trainer.fit(Real(), torch.utils.data.DataLoader(data, batch_size=8))
+        assert [one.step for one in callback.records] == [1, 1, 3, 3]
 
 
 class TestRefusals:

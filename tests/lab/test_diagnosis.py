@@ -1,16 +1,20 @@
 """A diagnosis of runs that are made to be wrong, each of which trains for some steps, and of one that is sound."""
 
 import dataclasses
+import json
 import math
+import shutil
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from sibert.lab import Rates, Standing, diagnose, write_diagnosis
+from sibert.lab import Rates, Standing, diagnose, diagnose_run, diagnosis_run, write_diagnosis
 from sibert.ops.normalize import layer_norm
 from sibert.optim import ClippedSGD, InvariantGroup
+from sibert.training import PretrainRecipe, run_pretraining
 
 STEPS, BATCH = 300, 16
 
@@ -45,6 +49,7 @@ class Net(nn.Module):
         return groups
 
 
+PANGRAM = "the quick brown fox jumps over a lazy dog while seven wizards pack their boxes"
 TEACHER = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
 
 
@@ -162,10 +167,10 @@ class TestRunsMadeToBeWrong:
         assert finding.groups == ("first",)
         standing = late.groups[0].standing
         ratio = standing.norm / standing.equilibrium_norm
-        assert f"divide its parameters by {ratio:.2g}" in finding.remedy
+        assert f"here {ratio:.2g}" in finding.inequality
         needed = 50.0 * math.log((ratio**4 - 1.0) / (1.05**4 - 1.0))
         assert standing.steps_to_equilibrium == pytest.approx(needed, rel=1e-3)
-        assert f"it gets there in {needed:.0f} steps, {needed / 300:.0%} of the 300 left" in finding.statement
+        assert f"it gets there in {needed:.0f} steps, {needed / 300:.0%} of the 300 at these rates" in finding.statement
         assert "equilibrium" not in about(early)  # it gets there by itself
         assert any(one.about == "equilibrium" and not one.mend for one in early.findings)
 
@@ -348,3 +353,91 @@ def test_the_page(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
     with pytest.raises(ValueError, match="is a folder"):
         write_diagnosis(found, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run of twelve steps on a few words: far too short for its intrinsic learning rate."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIBERT_CACHE", str(folder / "cache"))
+        patch.setattr(diagnosis_run, "SMALL", 0)
+        (folder / "texts").mkdir()
+        words = [*PANGRAM.split()]
+        for number in range(40):
+            turned = words[number % 11 :] + words[: number % 11]
+            (folder / "texts" / f"{number}.txt").write_text(
+                " ".join(turned * (8 + number % 5)) + f" number {number}.\n"
+            )
+        recipe = PretrainRecipe(
+            data=[str(folder / "texts")], vocab_size=200, seq_length=32, validation_fraction=0.2, size="nano", steps=12,
+            batch_size=4, accumulation=2, log_every=1, device="cpu",
+        )  # fmt: skip
+        assert run_pretraining(recipe, folder / "run", console=Console(quiet=True)) == 0
+        yield folder / "run"
+
+
+@pytest.fixture(scope="module")
+def found(pretrained):
+    return diagnose_run(pretrained, batches=16)
+
+
+class TestARunOfPretraining:
+    def test_what_it_recorded_is_judged(self, found):
+        assert len(found.groups) == 12
+        assert all(group.claimed and group.invariant and group.standing for group in found.groups)
+        assert found.batch_size == 8
+        assert found.noise.batch_size == 8
+        assert 0.0 < found.stability.sharpness < found.stability.line  # the last learning rate of a cosine
+        finding = the(found, "intrinsic rate")
+        assert len(finding.groups) == 12
+        assert 6.0 < found.steps < 10.0  # twelve steps of a cosine, at the mean of what is high
+        standing = found.groups[1].standing
+        assert 0.0005 < standing.intrinsic_lr < 0.001
+        assert standing.equilibrium_angle == pytest.approx(math.sqrt(2 * standing.intrinsic_lr), rel=0.01)
+        assert 0.5 < standing.norm / standing.equilibrium_norm < 2.0  # calibrated at the start
+        assert standing.effective_lr == pytest.approx(found.rates.lr / standing.norm**2, rel=5.0)
+
+    def test_the_command(self, pretrained, found, run, tmp_path, monkeypatch):
+        monkeypatch.setattr("sibert.lab.diagnose_run", lambda path: found)
+        status, shown, _ = run("lab", "diagnose", pretrained, "--out", tmp_path / "page.html")
+        assert status == 1  # there is something to mend
+        assert "12 of 12 groups are scale invariant as they are said to be" in shown
+        assert "eta lambda T >= 1" in shown
+        assert "Diagnosis of run" in (tmp_path / "page.html").read_text()
+        sound = dataclasses.replace(found, findings=())
+        monkeypatch.setattr("sibert.lab.diagnose_run", lambda path: sound)
+        status, shown, _ = run("lab", "diagnose", pretrained)
+        assert (status, "nothing to mend" in shown) == (0, True)
+        assert (pretrained / "diagnosis.html").is_file()
+
+    def test_mistakes_get_one_sentence(self, pretrained, run, tmp_path):
+        def unfinished():
+            (tmp_path / "unfinished").mkdir()
+            for name in ("recipe.json", "metrics.jsonl"):
+                (tmp_path / "unfinished" / name).write_bytes((pretrained / name).read_bytes())
+            return tmp_path / "unfinished"
+
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+        (tmp_path / "file").write_text("")
+        for path, words in (
+            (tmp_path / "nowhere", "no run directory at"),
+            (tmp_path / "file", "is a file"),
+            (tmp_path / "empty", "is not a run directory"),
+            (tmp_path / "model", "is a folder of save_pretrained"),
+            (unfinished(), "is not finished; go on with: sibert pretrain --resume"),
+        ):
+            status, shown, error = run("lab", "diagnose", path)
+            assert (status, shown) == (1, "")
+            assert error.startswith("error: ")
+            assert error.count("\n") == 1
+            assert words in error
+
+    def test_a_run_whose_text_is_gone(self, pretrained, tmp_path):
+        copied = shutil.copytree(pretrained, tmp_path / "copied")
+        recipe = json.loads((copied / "recipe.json").read_text())
+        (copied / "recipe.json").write_text(json.dumps({**recipe, "data": [str(tmp_path / "gone.txt")]}))
+        with pytest.raises(ValueError, match=r"gone\.txt"):
+            diagnose_run(copied)

@@ -1,4 +1,4 @@
-"""`sibert lab list | run | report` and `sibert cite`: the theory of training dynamics, by number."""
+"""`sibert lab list | run | report | diagnose` and `sibert cite`: the theory of training dynamics, by number."""
 
 from pathlib import Path
 
@@ -59,6 +59,25 @@ def report(
 
     page = write_page(list(EXPERIMENTS.values()), results, out if out is not None else results / "report.html")
     typer.echo(f"wrote {page}")
+
+
+@app.command("diagnose")
+def diagnose(
+    run: Path = typer.Argument(metavar="RUN", help="Folder of a finished run of `sibert pretrain`."),
+    out: Path = typer.Option(None, "--out", help="The page to write. Default: diagnosis.html in that folder."),
+) -> int:
+    """Say what is wrong with a run of pre-training and what to do; the exit status is 1 if there is something to mend.
+
+    Scale invariance, distance from equilibrium, clipping, noise and batch size, curvature against learning rate: each
+    piece of advice comes with the inequality behind it. One HTML page, too.
+    """
+    from sibert.lab import diagnose_run, write_diagnosis
+
+    found = diagnose_run(run)
+    typer.echo(str(found))
+    page = write_diagnosis(found, out if out is not None else run / "diagnosis.html", f"Diagnosis of {run.name}")
+    typer.echo(f"wrote {page}")
+    return 0 if found.sound else 1
 
 
 def cite(

@@ -26,12 +26,15 @@ from sibert.dynamics.flows import (
     sphere_velocity,
     sqrt_loss_velocity,
 )
+from sibert.dynamics.lightning import LightningRotation
 from sibert.dynamics.noise import GradientNoise, gradient_noise, square_root_scaling
 from sibert.dynamics.rotation import Rotation, RotationRecorder
 from sibert.dynamics.svag import SVAG, gaussian_example_weights, svag_coefficients
+from sibert.dynamics.svag_runs import SVAGComparison, compare_svag
 
 __all__ = [  # noqa: RUF022  (grouped by what they do)
     # what a step does to a scale-invariant group
+    "LightningRotation",
     "Rotation",
     "RotationRecorder",
     # what theory predicts of a scale-invariant group
@@ -46,7 +49,9 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "stability_line",
     # noise of the gradient
     "SVAG",
+    "SVAGComparison",
     "GradientNoise",
+    "compare_svag",
     "gaussian_example_weights",
     "gradient_noise",
     "square_root_scaling",

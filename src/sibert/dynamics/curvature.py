@@ -182,7 +182,9 @@ class Hessian:
             )
         return x.square().sum().item() * self.eigenvalues(tolerance=tolerance)[0]
 
-    def preconditioned_sharpness(self, rates: Sequence[float | Tensor], tolerance: float = 1e-6, seed: int = 0) -> float:
+    def preconditioned_sharpness(
+        self, rates: Sequence[float | Tensor], tolerance: float = 1e-6, seed: int = 0
+    ) -> float:
         """The largest eigenvalue of D^(1/2) H D^(1/2), D = the learning rate of each entry: sharpness without a unit.
 
         Gradient descent with these rates is stable while it is at most 2 (with momentum m at most 2 (1 + m), and with

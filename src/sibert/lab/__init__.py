@@ -16,6 +16,7 @@ from sibert.lab.diagnosis import Diagnosis, GroupDiagnosis, Stability, diagnose
 from sibert.lab.diagnosis_advice import Finding
 from sibert.lab.diagnosis_groups import Rates, Standing
 from sibert.lab.diagnosis_page import write_diagnosis
+from sibert.lab.diagnosis_run import diagnose_run
 from sibert.lab.experiment import Experiment, Scale, Verdict
 from sibert.lab.page import write_page
 from sibert.lab.references import REFERENCES, bibtex, references_of_run
@@ -56,6 +57,7 @@ __all__ = [
     "Verdict",
     "bibtex",
     "diagnose",
+    "diagnose_run",
     "load_outcome",
     "references_of_run",
     "run_experiment",

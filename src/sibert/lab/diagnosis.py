@@ -35,7 +35,7 @@ from sibert.optim import InvariantGroup
 
 __all__ = ["Diagnosis", "GroupDiagnosis", "Stability", "diagnose"]
 
-BATCHES, GROUP_BATCHES, FEW_BATCHES = 64, 16, 2
+BATCHES, GROUP_BATCHES, SHARPNESS_BATCHES, FEW_BATCHES = 64, 16, 4, 2
 TOLERANCE = 1e-2
 """Of eigenvalues: what is judged is a factor."""
 
@@ -173,9 +173,10 @@ def diagnose(
     stability = None
     if sharpness:
         whole = list(known.values()) if members else _all_parameters(optimizer, seen)
-        stability = _stability(model, fixed, few, optimizer, whole)
+        several = chosen[:SHARPNESS_BATCHES]
+        stability = _stability(model, fixed, several, optimizer, whole)
         if each_group:
-            found = [_with_sharpness(one, model, fixed, few, optimizer, known.get(one.name)) for one in found]
+            found = [_with_sharpness(one, model, fixed, several, optimizer, known.get(one.name)) for one in found]
     rates = next((one.rates for one in known.values()), optimizer if isinstance(optimizer, Rates) else None)
     diagnosis = Diagnosis(tuple(found), rates, batch_size, steps, noise, stability)
     return replace(diagnosis, findings=advice(diagnosis))

@@ -161,7 +161,7 @@ def _equilibrium(d: "Diagnosis") -> Iterator[Finding]:
     group, s, ratio = max(away, key=lambda one: abs(math.log(max(one[2], 1e-300))))
     needed = s.steps_to_equilibrium or 0.0
     late = d.steps is not None and needed > d.steps / 2.0
-    left = f", {needed / d.steps:.0%} of the {d.steps:.0f} left" if d.steps else ""
+    left = f", {needed / d.steps:.0%} of the {d.steps:.0f} at these rates" if d.steps else ""
     yield Finding(
         late,
         "equilibrium",
@@ -171,8 +171,7 @@ def _equilibrium(d: "Diagnosis") -> Iterator[Finding]:
         f"{s.angular_update:.2g} radian instead of {s.equilibrium_angle or 0.0:.2g}; it gets there in {needed:.0f} "
         f"steps{left}",
         f"1/{NORM_FACTOR:g} <= |x| / |x|_eq <= {NORM_FACTOR:g}; here {ratio:.2g}",
-        f"divide its parameters by {ratio:.2g}, which changes no output, or let `ClippedSGD` calibrate eta from the "
-        "first gradient (intrinsic_lr)"
+        "train longer, raise eta lambda, or divide its parameters by that, which changes no output"
         if late
         else "wait, or divide its parameters by that, which changes no output",
     )

@@ -1,6 +1,6 @@
 """Training on `transformers.Trainer`: recipes, run directories, exact resume."""
 
-from sibert.training.callbacks import ProgressCallback, SignalCallback
+from sibert.training.callbacks import ProgressCallback, RotationCallback, SignalCallback
 from sibert.training.checkpoints import latest_checkpoint
 from sibert.training.converted import Conversion, DirectionsCallback, convert_folder, load_converted
 from sibert.training.environment import environment
@@ -36,6 +36,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "MetricsFile",
     "PretrainTrainer",
     "ProgressCallback",
+    "RotationCallback",
     "SignalCallback",
     "TaskTrainer",
     "optimizer_state_bytes",

@@ -1,8 +1,8 @@
-"""Trainer callbacks: graceful stop on a signal, a progress bar, TensorBoard in the run directory."""
+"""Trainer callbacks: graceful stop on a signal, a progress bar, rotation of scale-invariant groups."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -10,9 +10,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["ProgressCallback", "SignalCallback"]
+from sibert.dynamics import Rotation, RotationRecorder
+from sibert.optim import InvariantGroup, ScaleInvariantModel
+
+__all__ = ["ProgressCallback", "RotationCallback", "SignalCallback"]
 
 AGREEMENT_INTERVAL = 10
 """Steps between two questions to the other processes whether one of them was signalled."""
@@ -138,6 +143,73 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+
+class RotationCallback(TrainerCallback):  # type: ignore[misc]
+    """Records how far steps turn scale-invariant groups in any `transformers.Trainer`, and logs the latest angles.
+
+    Args:
+        groups: As of `RotationRecorder`; None = those of the model's `scale_invariant_groups()`, or else those that the
+            optimizer marks.
+        every: Steps from one measurement to the next.
+
+    Attributes:
+        records: All measurements so far.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, InvariantGroup | Sequence[nn.Parameter]] | None = None,
+        every: int = 50,
+    ) -> None:
+        self.groups, self.every = groups, every
+        self.recorder: RotationRecorder | None = None
+        self.records: list[Rotation] = []
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Begin, when model and optimizer are what is trained."""
+        assert model is not None
+        assert optimizer is not None
+        inner, groups = getattr(optimizer, "optimizer", optimizer), self.groups  # accelerate's wrapper has no hooks
+        while groups is None and isinstance(getattr(model, "module", None), nn.Module):
+            model = model.module  # type: ignore[assignment]  # of DistributedDataParallel
+        if groups is None and isinstance(model, ScaleInvariantModel):
+            groups = model.scale_invariant_groups()
+        self.recorder = RotationRecorder(inner, groups, self.every)
+        self.recorder.records = self.records
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the latest angle, and effective learning rate, of each group: NAME/angular_update, NAME/effective_lr."""
+        latest = {}
+        for one in {record.name: record for record in self.records}.values():
+            latest[f"{one.name}/angular_update"] = one.angular_update
+            if one.effective_lr is not None:
+                latest[f"{one.name}/effective_lr"] = one.effective_lr
+        for record in (logs, state.log_history[-1] if state.log_history else None):
+            if record is not None:
+                record.update(latest)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop; the records stay."""
+        if self.recorder is not None:
+            self.recorder.close()
 
 
 def exit_status(number: int) -> int:
