@@ -91,8 +91,8 @@ def verdicts(outcome: Outcome) -> str:
 
 
 def plain(text: str) -> str:
-    """Text whose stars and underscores are no Markdown."""
-    return text.replace("*", "\\*").replace("_", "\\_")
+    """Text whose stars and underscores are no Markdown, and whose brackets are no HTML."""
+    return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
 
 
 def duration(seconds: float) -> str:

@@ -135,6 +135,6 @@ class TestScript:
 
     def test_no_statement_breaks_a_table(self):
         (line,) = script.verdicts(
-            types.SimpleNamespace(verdicts=[Verdict.at_most("|x|_* is *small*", 1.0, 2.0)])
+            types.SimpleNamespace(verdicts=[Verdict.at_most("|x|_* is *small*, <x, g> too", 1.0, 2.0)])
         ).splitlines()[2:]
-        assert line.startswith(r"| \|x\|\_\* is \*small\* | 1 |")
+        assert line.startswith(r"| \|x\|\_\* is \*small\*, &lt;x, g> too | 1 |")
