@@ -215,6 +215,76 @@ class TestSphere:
         assert run(0.9 * critical) < 1e-6 < 1e-2 < run(1.1 * critical)
 
 
+class TestRates:
+    def test_each_entry_at_its_own_rate(self):
+        """lambda_1 of D^(1/2) H D^(1/2), dense."""
+        model = Bowl()
+        hessian = Hessian(model, lambda _: model.loss() + 0.1 * model.x[:6].sum() ** 2, [None])
+        matrix = torch.stack([hessian @ column for column in torch.eye(44, dtype=torch.float64)])
+        rates = torch.linspace(0.0, 2.0, 44, dtype=torch.float64)
+        expected = torch.linalg.eigvalsh(rates.sqrt()[:, None] * matrix * rates.sqrt())[-1].item()
+        assert hessian.preconditioned_sharpness([rates]) == pytest.approx(expected, rel=1e-6)
+        assert hessian.preconditioned_sharpness([0.3]) == pytest.approx(0.3 * hessian.eigenvalues()[0], rel=1e-6)
+
+    def test_two_groups_are_stable_together_below_2_and_not_above(self):
+        """L = (a x + b y)^2 / 2 by GD with a rate for each: diverges exactly where the number exceeds 2."""
+
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.x, self.y = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+
+            def loss(self, _):
+                return 0.5 * (3.0 * self.x + self.y).sum() ** 2
+
+        for rates, stable in (((0.15, 0.5), True), ((0.15, 0.8), False)):
+            model = Two()
+            sharpness = Hessian(model, model.loss, [None]).preconditioned_sharpness(rates)
+            assert sharpness == pytest.approx(9.0 * rates[0] + rates[1])
+            assert (sharpness < 2.0) == stable
+            for _ in range(200):
+                gradients = torch.autograd.grad(model.loss(None), list(model.parameters()))
+                with torch.no_grad():
+                    for p, g, rate in zip(model.parameters(), gradients, rates, strict=True):
+                        p.sub_(g, alpha=rate)
+            assert (model.loss(None).item() < 1e-12) == stable
+
+    def test_refusals(self):
+        model = Bowl()
+        hessian = Hessian(model, model.loss, [1.0])
+        with pytest.raises(ValueError, match="a rate for each of the 1 parameters, got 2"):
+            hessian.preconditioned_sharpness([0.1, 0.1])
+        with pytest.raises(ValueError, match="must not be negative"):
+            hessian.preconditioned_sharpness([-0.1])
+
+
+def test_progressive_sharpening_over_a_run_ends_at_the_line():
+    """A product of four weights fitted by gradient descent: sharpness rises while the loss falls, up to 2 / eta."""
+
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.1, 0.2, 0.3, 2.5], dtype=torch.float64))
+
+        def loss(self, _):
+            return 0.5 * (self.w.prod() - 2.0) ** 2
+
+    def run(eta):
+        model, seen = Product(), []
+        for step in range(600):
+            if step % 11 == 0:  # odd: what alternates is seen in both phases
+                seen.append(Hessian(model, model.loss, [None]).eigenvalues()[0])
+            (gradient,) = torch.autograd.grad(model.loss(None), model.w)
+            with torch.no_grad():
+                model.w -= eta * gradient
+        return seen
+
+    slow, fast = run(0.01), run(0.15)
+    assert slow[-1] > 5.0 * slow[0]
+    assert stability_line(0.15) < slow[-1] < stability_line(0.01)  # where the slow run ends a fast one cannot stay
+    assert sum(fast[-10:]) / 10 == pytest.approx(stability_line(0.15), rel=0.08)
+
+
 class TestRefusals:
     def test_dropout(self):
         model = Net().train()

@@ -122,6 +122,18 @@ def test_the_way_to_equilibrium(start):
     assert predicted.steps_until(1.02 * predicted.norm) == 0.0
 
 
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_the_way_with_momentum(momentum):
+    """Momentum m makes it 1 / (1 - m) times as fast."""
+    lr, decay = 0.01, 0.02
+    predicted = sgd_equilibrium(lr, decay, momentum, GRADIENT)
+    assert predicted.relaxation_steps == pytest.approx((1.0 - momentum) / (4.0 * lr * decay))
+    make = lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay, momentum=momentum)  # noqa: E731
+    steps = round(3.0 * predicted.relaxation_steps)
+    norms, _ = simulate(make, 5.0 * predicted.norm, steps)
+    assert norms[-1] == pytest.approx(predicted.norm_after(steps, 5.0 * predicted.norm), rel=0.015)
+
+
 def test_the_way_of_adamw():
     predicted = adamw_equilibrium(0.01, 0.2, entries=ENTRIES)
     make = lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.98), weight_decay=0.2)  # noqa: E731
@@ -139,6 +151,10 @@ class TestOfAnOptimizer:
         assert equilibrium(sgd, 0, 2.0) == sgd_equilibrium(0.1, 0.02, 0.9, 2.0)
         adamw = torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.02)
         assert equilibrium(adamw, adamw.param_groups[0]) == adamw_equilibrium(0.1, 0.02, entries=6)
+
+    def test_lion(self):
+        lion = Lion(self.parameters(), lr=0.1, weight_decay=0.02, betas=(0.9, 0.99))
+        assert equilibrium(lion, 0) == lion_equilibrium(0.1, 0.02, (0.9, 0.99), 6)
 
     def test_clipped_sgd(self):
         explicit = ClippedSGD(self.parameters(), lr=0.1, weight_decay=0.02)
