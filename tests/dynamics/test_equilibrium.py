@@ -96,6 +96,16 @@ def test_the_terms_of_leading_order():
     adamw = adamw_equilibrium(eta, decay, entries=7)
     assert adamw.angular_update == pytest.approx(math.sqrt(2 * eta * decay * (1 - b1) / (1 + b1)), rel=1e-4)
     assert adamw.norm**2 == pytest.approx(eta * 7 / (2 * decay), rel=1e-4)
+    assert adamw.relaxation_steps == pytest.approx(1 / (2 * eta * decay), rel=1e-4)
+    assert sgd_equilibrium(eta, decay).relaxation_steps == pytest.approx(1 / (4 * eta * decay), rel=1e-4)
+
+
+def test_lion_with_equal_betas_signs_its_momentum():
+    """Then what the sign is taken of is the momentum itself, whose correlation k steps apart is b^k."""
+    eta, decay, b = 0.01, 0.3, 0.9
+    later = sum((1 - eta * decay) ** (k - 1) * 2 / math.pi * math.asin(b**k) for k in range(1, 400))
+    expected = eta**2 * (1 + 2 * (1 - eta * decay) * later) / (1 - (1 - eta * decay) ** 2)
+    assert lion_equilibrium(eta, decay, (b, b)).norm ** 2 == pytest.approx(expected, rel=1e-6)
 
 
 def test_adam_with_the_decay_in_the_gradient_depends_on_the_scale_of_the_loss_and_adamw_does_not():
@@ -132,6 +142,16 @@ def test_the_way_with_momentum(momentum):
     steps = round(3.0 * predicted.relaxation_steps)
     norms, _ = simulate(make, 5.0 * predicted.norm, steps)
     assert norms[-1] == pytest.approx(predicted.norm_after(steps, 5.0 * predicted.norm), rel=0.015)
+
+
+def test_the_way_of_steps_of_one_size():
+    """Lion, whose steps know nothing of the gradient's size: |x|^2 relaxes in 1 / (2 eta lambda) steps."""
+    predicted = lion_equilibrium(0.01, 0.2, (0.9, 0.99), ENTRIES)
+    assert predicted.relaxation_steps == pytest.approx(1.0 / (2.0 * 0.01 * 0.2))
+    make = lambda p: Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.2)  # noqa: E731
+    norms, _ = simulate(make, 5.0 * predicted.norm, 600)
+    for steps in (300, 600):
+        assert norms[steps - 1] == pytest.approx(predicted.norm_after(steps, 5.0 * predicted.norm), rel=0.015)
 
 
 def test_the_way_of_adamw():

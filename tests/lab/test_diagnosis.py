@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sibert.lab import Rates, Standing, diagnose, diagnose_run, diagnosis_run, write_diagnosis
+from sibert.lab.diagnosis_page import HEAD
 from sibert.ops.normalize import layer_norm
 from sibert.optim import ClippedSGD, InvariantGroup
 from sibert.training import PretrainRecipe, run_pretraining
@@ -282,6 +285,16 @@ def test_a_model_that_says_nothing_is_searched():
     assert not any(group.claimed for group in found.groups)
 
 
+def test_what_hardly_matters_is_not_taken_for_invariant():
+    """Its loss changes by less than 1e-4 at twice the scale, as that of a fresh transformer's queries does."""
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.strong, model.weak = (nn.Parameter(torch.randn(8, 3)) for _ in range(2))
+    loss = lambda batch: F.cross_entropy(batch[0] @ (model.strong + 1e-7 * model.weak), batch[1])  # noqa: E731
+    found = diagnose(model, loss, batches(16), Rates("sgd", 0.5, 0.01), batch_size=BATCH, sharpness=False)
+    assert found.groups == ()
+
+
 def test_a_model_without_any_symmetry():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
@@ -441,3 +454,28 @@ class TestARunOfPretraining:
         (copied / "recipe.json").write_text(json.dumps({**recipe, "data": [str(tmp_path / "gone.txt")]}))
         with pytest.raises(ValueError, match=r"gone\.txt"):
             diagnose_run(copied)
+
+
+def test_the_python_of_the_guide_says_what_the_guide_says(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(code, names)
+    shown = capsys.readouterr().out
+    assert "first, second: there is no weight decay" in shown
+    assert re.search(r"^51 second 0\.\d+ 0\.\d+$", shown, re.MULTILINE)  # of the recorder
+
+
+def test_the_guide_shows_what_the_command_prints_now():
+    """The words of the report in the guide are those of the code."""
+    page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    report = re.search(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    assert report.startswith("12 of 12 groups are scale invariant as they are said to be; 1 thing to mend\n1. ")
+    for words in (
+        "eta lambda T >= 1; here ",
+        "   do: raise eta lambda ",
+        "critical batch size",
+        "steps at these rates: ",
+    ):
+        assert words in report
+    assert all(head in report for head in HEAD[:-1])  # the last is for constant learning rates

@@ -130,8 +130,8 @@ def _intrinsic_rate(d: "Diagnosis") -> Iterator[Finding]:
             f"its norm forgets its start in {_number(s.relaxation_steps or math.inf)} steps",
             f"eta lambda T >= {LEAST_TIME:g}; here {_number(s.intrinsic_lr)} * {d.steps:.0f} = "
             f"{s.intrinsic_lr * d.steps:.2g}",
-            f"raise eta lambda by {target / s.intrinsic_lr:.2g} to {_number(target)}{_lr_for(d.rates, target)}, or "
-            f"train for {1.0 / s.intrinsic_lr:.0f} steps at least",
+            f"raise eta lambda {_number(target / s.intrinsic_lr)} times, to {_number(target)}"
+            f"{_lr_for(d.rates, target)}, or train for {_number(1.0 / s.intrinsic_lr)} steps at least",
         )
     fast = [(g, s) for g, s in _standing_groups(d) if (s.equilibrium_angle or 0.0) > LARGEST_ANGLE]
     if fast:

@@ -38,6 +38,8 @@ DEVIATION = 1e-4
 COSINE, COARSE_COSINE = 1e-3, 3e-2
 RADIAL_SHARE = 1e-6
 """Of the loss: a derivative along the scale below it is rounding, whatever the cosine of a tiny gradient."""
+SEEN = 100.0
+"""A group that nobody names has to change the loss so many times as much by a step in another direction."""
 TRIALS = 4
 
 Loss = Callable[[Any], Tensor]
@@ -349,13 +351,24 @@ def invariance(model: nn.Module, loss: Loss, batches: Sequence[Any], group: Grou
                     factor_R = torch.exp2(torch.randint(-1, 2, factor_R.shape, generator=generator).double())
                 for p, old in zip(group.members, kept, strict=True):
                     p.copy_(old * factor_R.to(old).reshape(_shape(old, group)))
-                for batch, value in zip(batches, before, strict=True):
-                    change = abs(float(loss(batch)) - value) / max(abs(value), 1e-300)
-                    worst = max(worst, change if math.isfinite(change) else math.inf)
+                worst = max(worst, _change(loss, batches, before))
+            if not group.claimed:  # what hardly matters at all is not invariant for that
+                for p, old in zip(group.members, kept, strict=True):
+                    noise = torch.randn(old.shape, generator=generator).to(old)
+                    p.copy_(old + old.norm() / noise.norm().clamp(min=1e-30) * noise)
+                needed = SEEN * worst
+                if not _change(loss, batches, before) > max(needed, RADIAL_SHARE):
+                    return False, worst
         finally:
             for p, old in zip(group.members, kept, strict=True):
                 p.copy_(old)
     return orthogonal and worst <= DEVIATION * (100.0 if coarse else 1.0), worst
+
+
+def _change(loss: Loss, batches: Sequence[Any], before: Sequence[float]) -> float:
+    """Largest relative change of the losses."""
+    changes = [abs(float(loss(batch)) - v) / max(abs(v), 1e-300) for batch, v in zip(batches, before, strict=True)]
+    return max(change if math.isfinite(change) else math.inf for change in changes)
 
 
 def stepped(optimizer: Optimizer | Rates | Mapping[str, Rates], group: Group, seen: Moments) -> Stepped | str:

@@ -53,8 +53,8 @@ def as_text(diagnosis: "Diagnosis") -> str:
         lines.append(f"note: {finding.statement}")
         lines += [f"   {word}: {text}" for word, text in _details(finding) if text]
     if diagnosis.groups:
-        rows = [HEAD, *(_cells(group) for group in diagnosis.groups)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+        rows = _table(diagnosis)
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines.append("")
         for row in rows:
             first, *rest = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
@@ -98,8 +98,9 @@ def _page(diagnosis: "Diagnosis", title: str) -> str:
     if notes:
         parts.append(f"<h2>Notes</h2>\n<ol>{''.join(map(_item, notes))}</ol>")
     if diagnosis.groups:
-        head = "".join(f"<th>{cell}</th>" for cell in HEAD)
-        rows = "".join(_row(group) for group in diagnosis.groups)
+        first, *others = _table(diagnosis)
+        head = "".join(f"<th>{cell}</th>" for cell in first)
+        rows = "".join(map(_row, others))
         parts.append(
             '<h2>Groups</h2>\n<div class="scroll"><table>'
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
@@ -143,11 +144,18 @@ def _details(finding: "Finding") -> list[tuple[str, str]]:
     return [("theory", finding.inequality), ("do" if finding.mend else "how", finding.remedy)]
 
 
-def _row(group: "GroupDiagnosis") -> str:
-    first, verdict, *rest = _cells(group)
-    kind = "pass" if group.invariant else "fail"
-    cells = "".join(f"<td>{cell}</td>" for cell in rest)
-    return f'<tr><th scope="row">{html.escape(first)}</th><td class="{kind}">{verdict}</td>{cells}</tr>'
+def _table(diagnosis: "Diagnosis") -> list[tuple[str, ...]]:
+    """Head and cells; columns in which there is nothing are left out."""
+    rows = [_cells(group) for group in diagnosis.groups]
+    kept = [i for i in range(len(HEAD)) if any(row[i] != ABSENT for row in rows)]
+    return [tuple(row[i] for i in kept) for row in (HEAD, *rows)]
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    first, verdict, *rest = cells
+    kind = "pass" if verdict == "yes" else "fail"
+    shown = "".join(f"<td>{cell}</td>" for cell in rest)
+    return f'<tr><th scope="row">{html.escape(first)}</th><td class="{kind}">{verdict}</td>{shown}</tr>'
 
 
 def _cells(group: "GroupDiagnosis") -> tuple[str, ...]:
