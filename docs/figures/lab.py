@@ -95,19 +95,21 @@ def plain(text: str) -> str:
     return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
 
 
-def duration(seconds: float) -> str:
-    """In seconds or minutes."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+def minutes(one: Experiment, outcome: Outcome) -> str:
+    """About how long it takes: what the experiment says, since other processes may have slowed down the run."""
+    expected = one.minutes[outcome.scale]
+    return f"{60 * expected:.0f} s" if expected < 1 else f"{expected:.0f} min"
 
 
-def command(outcome: Outcome) -> str:
-    """What makes the result again, where this one was made, and in which time."""
+def command(one: Experiment, outcome: Outcome) -> str:
+    """What makes the result again, and where this one was made."""
     option = {"full": " --full", "smoke": " --smoke"}.get(outcome.scale, "")
     machine = outcome.environment
     threads = machine["threads"]
     return (
-        f"`sibert lab run {outcome.name}{option}`: {duration(outcome.seconds)} on {machine['processor']}, "
-        f"{threads} thread{'s' * (threads != 1)}, torch {machine['torch']}, sibert {machine['sibert']}."
+        f"`sibert lab run {outcome.name}{option}`, about {minutes(one, outcome)} on two free cores. These numbers: "
+        f"{machine['processor']}, {threads} thread{'s' * (threads != 1)}, torch {machine['torch']}, "
+        f"sibert {machine['sibert']}."
     )
 
 
@@ -118,7 +120,7 @@ def result(one: Experiment, outcome: Outcome | None) -> str:
     intervals = any(verdict.error is not None for verdict in outcome.verdicts)
     note = "\n\n± is half the width of the 95 % confidence interval." if intervals else ""
     figure = f"../figures/lab/{one.name}.svg"
-    return f"[![{one.title}]({figure})]({figure})\n\n{verdicts(outcome)}{note}\n\n{command(outcome)}"
+    return f"[![{one.title}]({figure})]({figure})\n\n{verdicts(outcome)}{note}\n\n{command(one, outcome)}"
 
 
 def reference(key: str) -> str:
@@ -141,8 +143,8 @@ def overview(outcomes: dict[str, Outcome | None]) -> str:
             continue
         agreeing = sum(verdict.passed for verdict in outcome.verdicts)
         sign = "agrees" if outcome.passed else "**DISAGREES**"
-        rows.append([claim, sign, f"{agreeing} of {len(outcome.verdicts)}", duration(outcome.seconds)])
-    return table(["claim", "verdict", "numbers that agree", "time"], rows)
+        rows.append([claim, sign, f"{agreeing} of {len(outcome.verdicts)}", minutes(EXPERIMENTS[name], outcome)])
+    return table(["claim", "verdict", "numbers that agree", "takes about"], rows)
 
 
 def outcomes() -> dict[str, Outcome | None]:

@@ -97,7 +97,7 @@ class TestScript:
         assert script.main([str(tmp_path / "runs")]) == 0
         text = script.PARTS.read_text("utf-8")
         assert "| deviation of the mean | 0.1" in text
-        assert "`sibert lab run dice`: 0 s on " in text
+        assert "`sibert lab run dice`, about 6 s on two free cores. These numbers: " in text
         assert "agrees | 1 of 1 |" in text
         assert (script.FIGURES / "dice.svg").read_text("utf-8").startswith("<?xml")
 
