@@ -41,6 +41,16 @@ def test_both_estimates_are_right_and_their_errors_honest():
         assert claimed.item() == pytest.approx(spread.item(), rel=0.25)
 
 
+def test_both_are_those_of_the_sample_covariance():
+    """N is the sum of the unbiased variances of the entries, G what is left of the squared mean."""
+    model, batches = Linear(), draw(40, seed=3)
+    gradients = torch.stack(batches)
+    trace = gradients.var(0, correction=1).sum().item()
+    found = gradient_noise(model, model.loss, batches, 1)
+    assert found.trace == pytest.approx(trace, rel=1e-12)
+    assert found.squared_mean == pytest.approx(gradients.mean(0).square().sum().item() - trace / 40, rel=1e-12)
+
+
 def test_the_naive_estimate_of_the_signal_is_biased():
     """Twin: the squared norm of the mean is too large by N / n."""
     means = [torch.stack(draw(64, seed)).mean(0).square().sum().item() for seed in range(200)]
@@ -91,6 +101,7 @@ class TestVerdicts:
 
     def test_of_linear_scaling(self):
         assert self.noise(7.0).largest_linear_scaling == 16.0
+        assert self.noise(7.0).critical_batch_size == 32 * 7.0
         assert "kappa = C^2 (1 + N / G) = 16;" in str(self.noise(7.0))
 
     def test_no_signal(self):

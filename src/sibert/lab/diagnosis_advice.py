@@ -19,7 +19,7 @@ LARGEST_ANGLE = 0.2
 NORM_FACTOR = 1.5
 """Between norm and equilibrium; gradients that change while a run learns account for some 20 %."""
 THEORY_CLIPPED, MUCH_CLIPPED = 0.015, 0.15
-"""Share of clipped steps in the paper (section 5), and ten times that."""
+"""Share of clipped steps that the paper reports for its base runs, and ten times that."""
 CLOSENESS = 2.0
 """C^2 of `sibert.dynamics.noise`."""
 UNSTABLE = 1.5
