@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= demo-run
 DEMO_TASK_RUN ?= demo-docstrings
 DEMO_OPTIONS ?= --size tiny --vocab-size 1024 --seq-length 64 --validation-fraction 0.1 --steps 3500 --eval-every 500
+# Results of the lab.
+LAB_RUN ?= runs/lab
 DEMO_TEXT ?= returns the [MASK] of the list
 # Two workers, a file each: fixtures that train a model are shared by the tests of their file.
 PYTEST_OPTIONS ?= -n 2 --dist loadfile
@@ -32,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo demo-finetune test test-fast lint format types contracts docs examples wheel check-wheel check-env bench bench-quality-smoke ci clean
+.PHONY: help demo demo-finetune test test-fast lab lab-smoke lint format types contracts docs examples wheel check-wheel check-env bench bench-quality-smoke ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +61,15 @@ test: $(VENV)/stage-test ## run every test, the slow ones included
 
 test-fast: $(VENV)/stage-test ## run the tests that take less than about ten seconds each
 	$(OFFLINE) $(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not slow"
+
+lab: $(VENV)/stage-runtime ## verify the theory of training dynamics by number (under an hour), and write a report
+	@status=0; $(OFFLINE) $(ONE_THREAD) $(BIN)/sibert lab run --out "$(LAB_RUN)" || status=$$?; \
+	$(BIN)/sibert lab report "$(LAB_RUN)"; \
+	exit $$status
+
+lab-smoke: $(VENV)/stage-runtime ## the same from end to end in minutes, far too short to say anything
+	$(OFFLINE) $(ONE_THREAD) $(BIN)/sibert lab run --smoke --out "$(LAB_RUN)-smoke"
+	$(BIN)/sibert lab report "$(LAB_RUN)-smoke"
 
 lint: $(VENV)/stage-dev ## check style and formatting (ruff)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import math
 import types
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from sibert.cli.app import app
@@ -13,12 +14,16 @@ from sibert.lab import (
     REFERENCES,
     Experiment,
     Verdict,
+    balanced_rotation,
     bibtex,
+    intrinsic_clock,
     load_outcome,
+    real_networks,
     references_of_run,
     run_experiment,
     write_page,
 )
+from sibert.lab.problems import digits
 
 # What is quick enough is judged here; the others run in their smallest form, where verdicts may fail.
 QUICK = ("edge-of-stability", "robustness")
@@ -127,6 +132,64 @@ class TestExperiments:
         if name in QUICK:
             assert outcome.passed, [verdict for verdict in outcome.verdicts if not verdict.passed]
         write_page([one], tmp_path, tmp_path / "page.html")
+
+
+class TestClock:
+    def test_twins_visit_the_same_functions_and_nobody_else_does(self):
+        twins = intrinsic_clock._twins(digits(torch.float32))
+        assert twins["all"] == 0.0  # factors are powers of two
+        assert twins["rate"] > 0.1
+
+    def test_distance_is_the_total_variation_averaged_over_pictures(self):
+        labels = torch.tensor([[[0, 1], [0, 2]], [[3, 3], [3, 3]]])  # [times, copies, pictures]
+        all_nine = torch.full_like(labels, 9)
+        weights = torch.full((1, 2), 0.5)
+        one, other = (weights @ intrinsic_clock._hot(each) for each in (labels, all_nine))
+        assert intrinsic_clock._distance(one, one, 2).tolist() == [[0.0, 0.0]]
+        assert intrinsic_clock._distance(one, other, 2).tolist() == [[1.0, 1.0]]
+        half = labels.clone()
+        half[0, 1, 0] = 5  # a half of the runs of one of two pictures at the first time
+        assert intrinsic_clock._distance(one, weights @ intrinsic_clock._hot(half), 2).tolist() == [[0.25, 0.0]]
+
+    def test_forgotten_is_the_last_time_above_the_floor(self):
+        level = intrinsic_clock.FORGOTTEN
+        assert intrinsic_clock._forgotten([0.5, 1.0], 1.0) == 0.0
+        assert intrinsic_clock._forgotten([9.0, 1.0, level + 0.5, level - 0.5, 1.0], 1.0) == pytest.approx(0.25)
+        assert intrinsic_clock._forgotten([1.0, 9.0], 1.0) == math.inf
+
+
+class TestRareRows:
+    def test_rows_fall_where_decay_wins_and_hold_where_it_does_not(self):
+        falling = balanced_rotation._random_rows("clipped", 0.1, 0.4)
+        holding = balanced_rotation._random_rows("clipped", 0.5, 0.4)
+        gamma = balanced_rotation.GAMMA
+        assert falling["slope"] / gamma == pytest.approx(-0.6, abs=0.03)
+        assert holding["slope"] / gamma == pytest.approx(0.0, abs=0.03)
+
+
+class TestEdge:
+    def run(self, edge, **changes):
+        product = 1e-3
+        rows = [
+            {"step": 10 * k, "sharpness": value * (1.0 - product) / 0.3, "squared_norm": 1.0 / (1.0 + k)}
+            for k, value in enumerate(edge)
+        ]
+        return {"name": "net", "lr": 0.3, "product": product, "losses": [2.0, 1.0] * 200, "rows": rows, **changes}
+
+    def judged(self, edge, spherical_falls=True):
+        sphere = self.run(edge)
+        if not spherical_falls:
+            for row in sphere["rows"]:
+                row["squared_norm"] = 1.0
+        plain = self.run([0.5, *edge], product=0.0)
+        return [verdict.passed for verdict in real_networks.judge({"runs": [plain, sphere, sphere, sphere]})]
+
+    def test_hovering_about_two_and_falling_agrees(self):
+        assert all(self.judged([1.9, 2.1] * 10))
+
+    def test_another_edge_or_a_sharpness_that_stays_does_not(self):
+        assert not all(self.judged([1.4, 1.6] * 10))
+        assert not all(self.judged([1.9, 2.1] * 10, spherical_falls=False))
 
 
 class TestReferences:

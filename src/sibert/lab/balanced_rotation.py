@@ -1,0 +1,357 @@
+"""Matrices turn at one rate where each has a scale of its own, and at rates of their own where only all have one.
+
+If the loss does not change when a group x_i alone is rescaled, its gradient is orthogonal to x_i, its norm has a
+balance of its own, and at equilibrium it turns by
+
+    sqrt(2 eta lambda)
+
+a step, whatever its gradients are: rotation is balanced. If only the scaling of all groups together leaves the loss as
+it is, the total turns by that much, and its parts share it in proportion to their gradients: x_i turns by
+
+    sqrt(2 eta lambda) (|g_i| / |g|) (|x| / |x_i|),     g_i the part of its gradient orthogonal to x_i,
+
+norms being root mean squares over steps.
+
+A row that receives a gradient in a share p of the steps, clipped at |g| <= sqrt(2 C lambda / eta) |x|, grows by
+C eta lambda in such a step and shrinks by eta lambda in each: if C p < 1, its log-norm falls by
+
+    (1 - C p) eta lambda
+
+a step, for ever. If C p > 1, or without clipping, it has an equilibrium, |x|^4 = p eta g^2 / (2 lambda); if rows rest
+while they have no gradient, as in `ClippedSGD`, it is |x|^4 = eta g^2 / (2 lambda) whatever p is.
+
+Here: pre-training of a SIBERT in its three forms, by the optimizer of the paper at a constant rate; and rows with
+random gradients.
+
+arXiv 2305.17212 (balance), 2202.00980 (the joint form and clipping). The other two forms of the model, and what becomes
+of rare rows, are derived here.
+"""
+
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sibert.dynamics import RotationRecorder
+from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.problems import masked_text, sibert, text
+from sibert.models import INVARIANCES
+from sibert.optim import ClippedSGD, InvariantGroup, build_optimizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REFERENCES = ("kosson2024rotational", "li2022robust")
+MINUTES: dict[Scale, float] = {"smoke": 0.2, "default": 3.0, "full": 20.0}
+GAMMA, BATCH, EVERY = 4e-3, 16, 1
+"""Eta lambda, sequences of a batch, and steps between measurements."""
+CLIP, RATE = 4.0, 0.1
+"""C, and eta of the rows with random gradients."""
+ROWS, WIDTH, ROW_GRADIENT = 256, 16, 3.0
+FALLING = (0.01, 0.1, 0.2)
+"""Shares p of steps with a gradient for which C p < 1."""
+HOLDING = {"clipped": (0.5, 1.0), "not clipped": (0.1, 0.2, 0.5), "resting": (0.2, 0.5)}
+"""Shares for which rows have an equilibrium, by rule."""
+ACTIVE = 0.5
+"""Share of the steps with a gradient from which on a row of the model counts."""
+
+
+def measure(scale: Scale) -> dict[str, Any]:
+    """The three forms, and the rows.
+
+    Args:
+        scale: Number of steps.
+    """
+    steps, units = {"smoke": (20, 0.3), "default": (1000, 3.0), "full": (10_000, 16.0)}[scale]
+    rows = [
+        {"rule": rule, "share": share, **_random_rows(rule, share, units)}
+        for rule, shares in (("clipped", (*FALLING, *HOLDING["clipped"])), *list(HOLDING.items())[1:])
+        for share in shares
+    ]
+    return {"forms": [_pretrain(form, steps) for form in INVARIANCES], "rows": rows}
+
+
+def _pretrain(form: str, steps: int) -> dict[str, Any]:
+    """Rotations of groups, and of the matrices within them, in the second half of a run."""
+    corpus = text()
+    model = sibert(corpus, form)
+    optimizer = build_optimizer(model, intrinsic_lr=GAMMA)
+    groups = model.scale_invariant_groups()
+    recorder = RotationRecorder(optimizer, groups, every=EVERY)
+    watched = _Matrices(groups) if form == "joint" else _Rows(groups)
+    for step, batch in zip(range(steps), masked_text(corpus, BATCH), strict=False):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        late = step >= steps // 2 and step % EVERY == 0
+        if late:
+            watched.before()
+        optimizer.step()
+        if late:
+            watched.after()
+    recorder.close()
+    records = [record for record in recorder.records if record.step > steps // 2]
+    found = {}
+    for name, group in groups.items():
+        own = [record for record in records if record.name == name]
+        growth = 2.0 * math.log(own[-1].norm / own[0].norm) / (own[-1].step - own[0].step)
+        found[name] = {"angle": _rms([record.angular_update for record in own]), "growth": growth, "rows": group.rows}
+    return {"form": form, "groups": found, **watched.result()}
+
+
+def _rms(values: list[float]) -> float:
+    return math.sqrt(statistics.fmean(value**2 for value in values))
+
+
+class _Matrices:
+    """Angles of the matrices of a joint group, and what their gradients predict."""
+
+    def __init__(self, groups: dict[str, InvariantGroup]) -> None:
+        (group,) = groups.values()
+        self.all = list({id(p): p for _, p in group.members}.values())
+        self.matrices = {name: p for name, p in group.members if p.dim() == 2}
+        self.sums = {name: [0.0, 0.0] for name in self.matrices}
+        self.count, self.gradients = 0, 0.0
+        self.old: dict[str, Tensor] = {}
+
+    def before(self) -> None:
+        self.count += 1
+        norm2 = sum(p.detach().square().sum().item() for p in self.all)
+        gradient2 = sum(p.grad.square().sum().item() for p in self.all if p.grad is not None)
+        self.gradients += gradient2
+        self.old = {name: p.detach().clone() for name, p in self.matrices.items()}
+        for name, p in self.matrices.items():
+            assert p.grad is not None
+            own2 = p.detach().square().sum().item()
+            across2 = p.grad.square().sum().item() - (p.grad * p.detach()).sum().item() ** 2 / own2
+            self.sums[name][1] += across2 * norm2 / own2
+
+    def after(self) -> None:
+        for name, p in self.matrices.items():
+            old, new = self.old[name].double().flatten(), p.detach().double().flatten()
+            along = (old @ new / old.norm()).item()
+            across = math.sqrt(max(0.0, (new @ new).item() - along**2))
+            self.sums[name][0] += math.atan2(across, along) ** 2
+
+    def result(self) -> dict[str, Any]:
+        measured = {name: math.sqrt(sums[0] / self.count) for name, sums in self.sums.items()}
+        shared = {name: math.sqrt(sums[1] / self.gradients) for name, sums in self.sums.items()}
+        return {"matrices": measured, "shared": shared}
+
+
+class _Rows:
+    """Angles of single rows, and in which share of the steps each has a gradient."""
+
+    def __init__(self, groups: dict[str, InvariantGroup]) -> None:
+        self.groups = {
+            name: list({id(p): p for _, p in group.members}.values()) for name, group in groups.items() if group.rows
+        }
+        self.squares: dict[str, Tensor] = {}
+        self.active: dict[str, Tensor] = {}
+        self.old: dict[str, Tensor] = {}
+        self.count = 0
+
+    def _whole(self, parameters: list[nn.Parameter]) -> Tensor:
+        return torch.cat([p.detach().double().reshape(len(p), -1) for p in parameters], 1)
+
+    def before(self) -> None:
+        self.count += 1
+        for name, parameters in self.groups.items():
+            self.old[name] = self._whole(parameters)
+            g_RD = torch.cat([p.grad.reshape(len(p), -1) for p in parameters if p.grad is not None], 1)
+            self.active[name] = self.active.get(name, torch.zeros(len(g_RD))) + (g_RD != 0).any(1).float()
+
+    def after(self) -> None:
+        for name, parameters in self.groups.items():
+            new, old = self._whole(parameters), self.old[name]
+            along = (old * new).sum(1) / old.norm(dim=1)
+            across = (new.square().sum(1) - along.square()).clamp(min=0.0).sqrt()
+            self.squares[name] = self.squares.get(name, torch.zeros(len(new))) + torch.atan2(across, along).square()
+
+    def result(self) -> dict[str, Any]:
+        rows = {
+            name: {
+                "angles": (self.squares[name] / self.active[name].clamp(min=1.0)).sqrt().tolist(),
+                "active": (self.active[name] / self.count).tolist(),
+            }
+            for name in self.groups
+        }
+        return {"rows": rows}
+
+
+def _random_rows(rule: str, share: float, units: float) -> dict[str, Any]:
+    """Log-norms of rows with random gradients: slope of the second half with its interval, and where they are."""
+    generator = torch.Generator().manual_seed(round(1000 * share))
+    decay = GAMMA / RATE
+    balanced = (RATE * ROW_GRADIENT**2 / (decay * (2.0 - GAMMA))) ** 0.25
+    x_RD = torch.randn(ROWS, WIDTH, generator=generator, dtype=torch.float64)
+    # falling rows from where every gradient is clipped, resting ones from 1.2 times their equilibrium
+    factor = 1.2 if rule == "resting" else 0.5 if (rule == "clipped" and share in FALLING) else share**0.25
+    start = balanced * factor
+    row = nn.Parameter(start * x_RD / x_RD.norm(dim=1, keepdim=True))
+    resting = ClippedSGD([{"params": [row], "rows": True}], RATE, decay, clip=math.sqrt(CLIP))
+    steps = round(units / GAMMA / (share if rule == "resting" else 1.0))
+    middle_R, fourth_R = torch.zeros(ROWS, dtype=torch.float64), torch.zeros(ROWS, dtype=torch.float64)
+    logs: list[float] = []
+    for t in range(steps):
+        with torch.no_grad():
+            norm_R1 = row.norm(dim=1, keepdim=True)
+            g_RD = torch.randn(ROWS, WIDTH, generator=generator, dtype=torch.float64)
+            g_RD -= (g_RD * row).sum(1, keepdim=True) / norm_R1**2 * row
+            g_RD *= ROW_GRADIENT / (norm_R1 * g_RD.norm(dim=1, keepdim=True))
+            g_RD *= (torch.rand(ROWS, 1, generator=generator, dtype=torch.float64) < share).double()
+            if t == steps // 2:
+                middle_R = norm_R1.log().squeeze(1)
+            if t >= steps // 2:
+                fourth_R += (norm_R1.squeeze(1) / balanced) ** 4 / (steps - steps // 2)
+            if t % max(1, steps // 50) == 0:
+                logs.append(norm_R1.log().mean().item())
+            if rule == "resting":
+                row.grad = g_RD
+                resting.step()
+                continue
+            bound_R1 = math.sqrt(2.0 * CLIP * decay / RATE) * norm_R1
+            if rule == "clipped":
+                g_RD *= (bound_R1 / g_RD.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
+            row.mul_(1.0 - GAMMA).sub_(g_RD, alpha=RATE)
+    last_R = row.detach().norm(dim=1).log()
+    slopes_R = (last_R - middle_R) / (steps - steps // 2)
+    return {
+        "steps": steps,
+        "logs": [value - math.log(start) for value in logs],
+        "slope": slopes_R.mean().item(),
+        "error": 1.96 * slopes_R.std().item() / math.sqrt(ROWS),
+        "fourth_power": fourth_R.mean().item(),
+        "fourth_error": 1.96 * fourth_R.std().item() / math.sqrt(ROWS),
+    }
+
+
+def judge(data: dict[str, Any]) -> list[Verdict]:
+    """Rotation of each form and its spread; slopes of rare rows, and where the others settle.
+
+    Args:
+        data: Of `measure`.
+    """
+    even = math.sqrt(2.0 * GAMMA)
+    forms = {form["form"]: form for form in data["forms"]}
+    joint, matrix, row = (forms[form] for form in ("joint", "matrix", "row"))
+    (total,) = joint["groups"].values()
+    parts = list(joint["matrices"].values())
+    shared = [joint["matrices"][name] / (total["angle"] * joint["shared"][name]) for name in joint["matrices"]]
+    balanced = [group["angle"] / even for group in matrix["groups"].values()]
+    drifting = [group["angle"] / _with_growth(group) for group in matrix["groups"].values()]
+    verdicts = [
+        Verdict.near("joint: rotation of the whole encoder over sqrt(2 eta lambda)", total["angle"] / even, 1.0, 0.15),
+        Verdict.at_least("joint: fastest of its matrices over the slowest", max(parts) / min(parts), 3.0),
+        Verdict.near(
+            "joint: rotation of a matrix over the encoder's times its share by gradient norms, furthest from 1",
+            _furthest(shared),
+            1.0,
+            0.1,
+        ),
+        Verdict.near("matrix: rotation over sqrt(2 eta lambda), median", statistics.median(balanced), 1.0, 0.1),
+        Verdict.near("matrix: the same, matrix furthest from 1", _furthest(balanced), 1.0, 0.25),
+        Verdict.near(
+            "matrix: rotation over sqrt(2 eta lambda + growth of ln |x|^2), furthest from 1",
+            _furthest(drifting),
+            1.0,
+            0.03,
+        ),
+        Verdict.at_most("matrix: fastest over slowest", max(balanced) / min(balanced), 1.5),
+    ]
+    medians = [statistics.median(angles) / even for angles in _active_rows(row).values()]
+    whole = [group["angle"] / even for group in row["groups"].values() if not group["rows"]]
+    verdicts.append(
+        Verdict.near(
+            "row: rotation over sqrt(2 eta lambda), median of the rows with gradients, matrix furthest from 1",
+            _furthest([*medians, *whole]),
+            1.0,
+            0.25,
+        )
+    )
+    for rows in data["rows"]:
+        share, rule = rows["share"], rows["rule"]
+        if rule == "clipped" and share in FALLING:
+            verdicts.append(
+                # terms of second order are about C^2 p eta lambda = 0.01
+                Verdict.near(
+                    f"rows, clipped, p = {share:g}: slope of ln |x| over eta lambda",
+                    rows["slope"] / GAMMA,
+                    CLIP * share - 1.0,
+                    absolute=0.03,
+                    error=rows["error"] / GAMMA,
+                )
+            )
+        else:
+            verdicts.append(
+                Verdict.near(
+                    f"rows, {rule}, p = {share:g}: |x|^4 over that of p = 1",
+                    rows["fourth_power"],
+                    1.0 if rule == "resting" else share + GAMMA * (1.0 - share),
+                    0.05,
+                    error=rows["fourth_error"],
+                )
+            )
+    return verdicts
+
+
+def _with_growth(group: dict[str, Any]) -> float:
+    """The angle of a group whose norm still moves: |x'|^2 = (1 - eta lambda)^2 |x|^2 (1 + tan^2 angle)."""
+    return math.atan(math.sqrt(math.exp(group["growth"]) / (1.0 - GAMMA) ** 2 - 1.0))
+
+
+def _furthest(ratios: list[float]) -> float:
+    return max(ratios, key=lambda ratio: abs(math.log(ratio)))
+
+
+def _active_rows(form: dict[str, Any]) -> dict[str, list[float]]:
+    """Angles of the rows that have a gradient often enough, by matrix."""
+    return {
+        name: [angle for angle, active in zip(rows["angles"], rows["active"], strict=True) if active >= ACTIVE]
+        for name, rows in form["rows"].items()
+    }
+
+
+def draw(data: dict[str, Any], figure: "Figure") -> None:
+    """Rotation by matrix, and log-norms of rare rows.
+
+    Args:
+        data: Of `measure`.
+        figure: Empty.
+    """
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    even = math.sqrt(2.0 * GAMMA)
+    forms = {form["form"]: form for form in data["forms"]}
+    names = [name.removesuffix(".weight") for name in forms["joint"]["matrices"]]
+    names += [name for name in forms["matrix"]["groups"] if name not in names]
+    places = {name: k for k, name in enumerate(names)}
+    joint = forms["joint"]
+    (total,) = joint["groups"].values()
+    for values, style, label in (
+        (joint["matrices"], "C0o", "joint"),
+        ({name: total["angle"] * value for name, value in joint["shared"].items()}, "k_", "joint, by gradient norms"),
+    ):
+        places_of = [places[name.removesuffix(".weight")] - 0.2 for name in values]
+        left.plot(places_of, [value / even for value in values.values()], style, markersize=5, label=label)
+    groups = forms["matrix"]["groups"]
+    left.plot([places[name] for name in groups], [g["angle"] / even for g in groups.values()], "C1o", label="matrix")
+    for name, angles in _active_rows(forms["row"]).items():
+        low, *_, high = statistics.quantiles(angles, n=10)
+        left.plot([places[name] + 0.2] * 2, [low / even, high / even], "C2", linewidth=1)
+        left.plot(places[name] + 0.2, statistics.median(angles) / even, "C2o", markersize=4)
+    left.plot([], [], "C2o-", markersize=4, label="rows: median, 10 to 90 %")
+    left.axhline(1.0, color="k", linewidth=0.8, linestyle=":")
+    labels = [name.removeprefix("sibert.").replace("embeddings.", "").replace("feed_forward", "ff") for name in names]
+    left.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize="xx-small")
+    left.set(ylabel="rotation over sqrt(2 eta lambda)", yscale="log", title="SIBERT")
+    left.set_yticks([0.2, 0.5, 1.0, 2.0], ["0.2", "0.5", "1", "2"])
+    left.minorticks_off()
+    left.legend(fontsize="xx-small")
+    for k, rows in enumerate(rows for rows in data["rows"] if rows["rule"] == "clipped"):
+        units = [rows["steps"] * GAMMA * i / (len(rows["logs"]) - 1) for i in range(len(rows["logs"]))]
+        right.plot(units, rows["logs"], f"C{k}", label=f"p = {rows['share']:g}")
+        if rows["share"] in FALLING:
+            right.plot(units, [(CLIP * rows["share"] - 1.0) * unit for unit in units], "k:", linewidth=1)
+    right.set(xlabel="t eta lambda", ylabel="ln |x|, less that at first", title="rows, clipped, C = 4 (dotted: theory)")
+    right.legend(fontsize="x-small")
