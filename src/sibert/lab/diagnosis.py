@@ -230,7 +230,7 @@ def _with_lr_of(one: Stepped, seen: Moments, standing: Standing | None) -> Stepp
     """Rows whose learning rates only a mean is known of: in proportion to |x|^2, as they are at equilibrium."""
     if standing is None or standing.effective_lr is None or not one.group.rows:
         return one
-    return replace(one, lr_R=standing.effective_lr * seen.norm_R.square())
+    return replace(one, lr_R=one.rates.lr * seen.norm_R.square() / seen.norm_R.square().mean())
 
 
 def _turned(one: GroupDiagnosis, angle: float | None) -> GroupDiagnosis:
