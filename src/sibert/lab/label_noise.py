@@ -33,8 +33,8 @@ NONZERO = 3
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Examples over dimensions in the phase diagram."""
 STEPS: dict[Scale, int] = {"smoke": 800, "default": 2000, "full": 10_000}
-"""Of SGD, for each dimension, with noise. Four times as many, or half the rate, left the l1 norms at d = 32 as
-they were."""
+"""Of SGD, for each dimension, with noise. Half the rate in four times as many left the l1 norms at
+d = 32 as they were."""
 RECOVERED = 0.05
 """Relative squared error of a vector that counts as found."""
 
