@@ -51,7 +51,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from sibert.models.configuration_sibert import SibertConfig
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
+from sibert.models.tied_table import TiedTable
 from sibert.ops import (
     affine_layer_norm,
     cosine_attention,
@@ -116,6 +117,9 @@ class SibertTables(nn.Module, ABC):
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Set by training: a tied decoder then shares the gradient of the lookup. First derivatives only.
+        self.one_gradient = False
+        self.tied_table: TiedTable | None = None
 
     def forward(
         self,
@@ -125,7 +129,14 @@ class SibertTables(nn.Module, ABC):
         inputs_embeds_BTD: Tensor | None,
     ) -> Tensor:
         """Take one row from each table and join them, [B, T, D]."""
-        rows = [self.word_embeddings(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD]
+        self.tied_table = None
+        if inputs_embeds_BTD is not None:
+            rows = [inputs_embeds_BTD]
+        elif self.one_gradient and torch.is_grad_enabled():
+            self.tied_table = TiedTable(self.word_embeddings.weight)
+            rows = [self.tied_table.rows(cast(Tensor, input_ids_BT))]
+        else:
+            rows = [self.word_embeddings(input_ids_BT)]
         if self.position_embeddings is not None:
             rows.append(self.position_embeddings(position_ids_BT))
         if self.token_type_embeddings is not None:
@@ -203,8 +214,10 @@ class SibertCosineLinear(nn.Linear):
         super().__init__(in_features, out_features)
         self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, input_XD: Tensor) -> Tensor:
-        return F.linear(unit_rows(input_XD) * self.log_scale.exp(), unit_rows(self.weight), self.bias)
+    def forward(self, input_XD: Tensor, tied: TiedTable | None = None) -> Tensor:
+        """Score; `tied` are the other uses of the matrix in this forward pass."""
+        weight = self.weight if tied is None else tied.decoder()
+        return F.linear(unit_rows(input_XD) * self.log_scale.exp(), unit_rows(weight), self.bias)
 
 
 class SibertAffineNorm(nn.Module):
@@ -489,6 +502,18 @@ def _prediction_head(config: SibertConfig) -> tuple[nn.Module, nn.Linear]:
     return SibertInvariantHead(config), SibertCosineLinear(config.hidden_size, config.vocab_size)
 
 
+def _decode(model: "SibertForMaskedLM | SibertForPreTraining", hidden_XD: Tensor) -> Tensor:
+    """Score the tokens at each position, [..., V]."""
+    tied = model.sibert.embeddings.tied_table
+    logits_XV: Tensor
+    if tied is None or tied.table_VD is not model.decoder.weight:
+        logits_XV = model.decoder(model.head(hidden_XD))
+    else:
+        model.sibert.embeddings.tied_table = None
+        logits_XV = model.decoder(model.head(hidden_XD), tied)
+    return logits_XV
+
+
 class SibertPooler(nn.Module):
     """BERT's summary of a sequence: dense and tanh of the first token, or of the mean of all.
 
@@ -582,7 +607,7 @@ class SibertForMaskedLM(SibertPreTrainedModel):
         outputs = self.sibert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        logits = self.decoder(self.head(gather_positions(outputs.last_hidden_state, masked_positions)))
+        logits = _decode(self, gather_positions(outputs.last_hidden_state, masked_positions))
         loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -674,7 +699,7 @@ class SibertForPreTraining(SibertPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         hidden_BTD = outputs.last_hidden_state
-        logits = self.decoder(self.head(gather_positions(hidden_BTD, masked_positions)))
+        logits = _decode(self, gather_positions(hidden_BTD, masked_positions))
         relationship_B2 = self.seq_relationship(self.pooler(hidden_BTD))
         mlm_loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
         nsp_loss = None

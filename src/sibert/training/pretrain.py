@@ -102,6 +102,8 @@ def build_model(
         initialize_from_frequencies(model, frequencies.log_targets(), frequencies.inputs(recipe.mask_rate))
     if recipe.initial_scale != 1.0:
         _scale(model, recipe.initial_scale)
+    if recipe.model == "sibert":
+        model.base_model.embeddings.one_gradient = recipe.invariance != "joint"
     if recipe.precision == "bf16-weights":
         _to_bfloat16(model)
     if recipe.gradient_checkpointing:
