@@ -70,6 +70,19 @@ def test_the_optimizer_of_bfloat16_weights_rounds_stochastically(recipe):
         assert group.get("stochastic_rounding", True)
 
 
+@pytest.mark.parametrize("next_sentence", [False, True])
+def test_a_chunked_loss_trains_as_the_whole_one(next_sentence, recipe, tmp_path):
+    chosen = {"next_sentence": next_sentence, "steps": 5, "eval_every": 5}
+    run_pretraining(recipe(**chosen), tmp_path / "whole")
+    run_pretraining(recipe(**chosen, chunked_loss=True), tmp_path / "chunked")
+    assert losses(tmp_path / "chunked") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+def test_a_chunked_loss_of_a_twin_is_refused():
+    with pytest.raises(ValueError, match="chunked_loss is for sibert"):
+        PretrainRecipe(model="bert", chunked_loss=True)
+
+
 REFUSED = {
     "of a twin": ({"model": "bert"}, "depend on the gradient of their own group alone"),
     "joint": ({"invariance": "joint"}, "needs its whole gradient"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["IGNORED", "gather_positions", "masked_lm_loss", "next_sentence_loss"]
+__all__ = ["IGNORED", "gather_positions", "masked_lm_loss", "next_sentence_loss", "per_target"]
 
 IGNORED = -100
 """Label of a position that is not predicted."""
@@ -48,6 +48,20 @@ def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | 
         A scalar, nats per target; 0 where there is no target at all.
     """
     total = F.cross_entropy(_wide(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return per_target(total, labels, num_items_in_batch)
+
+
+def per_target(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Divide a summed loss by the number of targets.
+
+    Args:
+        total: Sum over the targets of this batch, nats.
+        labels: Its labels, `IGNORED` where there is no target.
+        num_items_in_batch: Number of targets of the global batch; None = those of these labels.
+
+    Returns:
+        A scalar, nats per target; 0 where there is no target at all.
+    """
     if num_items_in_batch is None:
         return total / (labels != IGNORED).sum().clamp(min=1)
     return total / num_items_in_batch

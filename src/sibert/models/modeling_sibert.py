@@ -71,8 +71,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from sibert.models.chunked_loss import chunked_cross_entropy
 from sibert.models.configuration_sibert import SibertConfig
-from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
+from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss, per_target
 from sibert.models.tied_table import TiedTable
 from sibert.ops import (
     affine_layer_norm,
@@ -216,8 +217,12 @@ class SibertCosineLinear(nn.Linear):
 
     def forward(self, input_XD: Tensor, tied: TiedTable | None = None) -> Tensor:
         """Score; `tied` are the other uses of the matrix in this forward pass."""
+        return F.linear(*self.factors(input_XD, tied))
+
+    def factors(self, input_XD: Tensor, tied: TiedTable | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Give x [X, D], w [V, D] and b [V] such that the scores are x w^T + b."""
         weight = self.weight if tied is None else tied.decoder()
-        return F.linear(unit_rows(input_XD) * self.log_scale.exp(), unit_rows(weight), self.bias)
+        return unit_rows(input_XD) * self.log_scale.exp(), unit_rows(weight), self.bias
 
 
 class SibertAffineNorm(nn.Module):
@@ -502,16 +507,32 @@ def _prediction_head(config: SibertConfig) -> tuple[nn.Module, nn.Linear]:
     return SibertInvariantHead(config), SibertCosineLinear(config.hidden_size, config.vocab_size)
 
 
-def _decode(model: "SibertForMaskedLM | SibertForPreTraining", hidden_XD: Tensor) -> Tensor:
-    """Score the tokens at each position, [..., V]."""
-    tied = model.sibert.embeddings.tied_table
-    logits_XV: Tensor
-    if tied is None or tied.table_VD is not model.decoder.weight:
-        logits_XV = model.decoder(model.head(hidden_XD))
+def _predict(
+    model: "SibertForMaskedLM | SibertForPreTraining",
+    hidden_XD: Tensor,
+    labels_X: Tensor | None,
+    num_items_in_batch: Tensor | int | None,
+    return_logits: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Score the tokens at each position, [X, V], and compute the loss; one or both may be None."""
+    if labels_X is None and not return_logits:
+        raise ValueError("return_logits=False needs labels: without logits the loss is all that a head has to give")
+    embeddings = model.sibert.embeddings
+    tied, embeddings.tied_table = embeddings.tied_table, None
+    if tied is not None and tied.table_VD is not model.decoder.weight:
+        tied = None
+    hidden_XD = model.head(hidden_XD)
+    if return_logits:
+        logits: Tensor = model.decoder(hidden_XD) if tied is None else model.decoder(hidden_XD, tied)
+        return logits, None if labels_X is None else masked_lm_loss(logits, labels_X, num_items_in_batch)
+    assert labels_X is not None
+    decoder = model.decoder
+    if isinstance(decoder, SibertCosineLinear):
+        hidden_XD, weight, bias = decoder.factors(hidden_XD, tied)
     else:
-        model.sibert.embeddings.tied_table = None
-        logits_XV = model.decoder(model.head(hidden_XD), tied)
-    return logits_XV
+        weight, bias = decoder.weight, decoder.bias
+    total = chunked_cross_entropy(hidden_XD.flatten(0, -2), weight, bias, labels_X.flatten())
+    return None, per_target(total, labels_X, num_items_in_batch)
 
 
 class SibertPooler(nn.Module):
@@ -584,6 +605,7 @@ class SibertForMaskedLM(SibertPreTrainedModel):
         labels: Tensor | None = None,
         masked_positions: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = True,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Predict tokens.
@@ -599,6 +621,8 @@ class SibertForMaskedLM(SibertPreTrainedModel):
                 then runs on these alone, with static shapes.
             num_items_in_batch: Number of targets of the global batch, the divisor of the summed loss; default: those
                 of this batch.
+            return_logits: False, with labels: the loss alone, computed a few positions at a time
+                (`chunked_cross_entropy`), and logits None.
             **kwargs: See `SibertModel.forward`.
 
         Returns:
@@ -607,8 +631,8 @@ class SibertForMaskedLM(SibertPreTrainedModel):
         outputs = self.sibert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        logits = _decode(self, gather_positions(outputs.last_hidden_state, masked_positions))
-        loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
+        predicted_XD = gather_positions(outputs.last_hidden_state, masked_positions)
+        logits, loss = _predict(self, predicted_XD, labels, num_items_in_batch, return_logits)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -674,6 +698,7 @@ class SibertForPreTraining(SibertPreTrainedModel):
         masked_positions: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_sequences_in_batch: Tensor | int | None = None,
+        return_logits: bool = True,
         **kwargs: Any,
     ) -> SibertForPreTrainingOutput:
         """Predict tokens, and whether the second segment follows the first.
@@ -690,6 +715,7 @@ class SibertForPreTraining(SibertPreTrainedModel):
             num_items_in_batch: Number of masked-LM targets of the global batch.
             num_sequences_in_batch: Number of sequences of the global batch, the divisor of the next-sentence loss;
                 default: this batch's share of the targets tells its share of the sequences.
+            return_logits: See `SibertForMaskedLM.forward`.
             **kwargs: See `SibertModel.forward`.
 
         Returns:
@@ -699,9 +725,9 @@ class SibertForPreTraining(SibertPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         hidden_BTD = outputs.last_hidden_state
-        logits = _decode(self, gather_positions(hidden_BTD, masked_positions))
+        predicted_XD = gather_positions(hidden_BTD, masked_positions)
+        logits, mlm_loss = _predict(self, predicted_XD, labels, num_items_in_batch, return_logits)
         relationship_B2 = self.seq_relationship(self.pooler(hidden_BTD))
-        mlm_loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
         nsp_loss = None
         if next_sentence_label is not None:
             nsp_loss = next_sentence_loss(
