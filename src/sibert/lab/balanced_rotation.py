@@ -10,7 +10,7 @@ it is, the total turns by that much, and its parts share it in proportion to the
 
     sqrt(2 eta lambda) (|g_i| / |g|) (|x| / |x_i|),     g_i the part of its gradient orthogonal to x_i,
 
-norms being root mean squares over steps.
+norms being root mean squares over steps, of gradients as the step uses them, after clipping.
 
 A row that receives a gradient in a share p of the steps, clipped at |g| <= sqrt(2 C lambda / eta) |x|, grows by
 C eta lambda in such a step and shrinks by eta lambda in each: if C p < 1, its log-norm falls by
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sibert.dynamics import RotationRecorder
 from sibert.lab.experiment import Scale, Verdict
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCES = ("kosson2024rotational", "li2022robust")
-MINUTES: dict[Scale, float] = {"smoke": 0.2, "default": 3.0, "full": 20.0}
+MINUTES: dict[Scale, float] = {"smoke": 0.2, "default": 4.0, "full": 20.0}
 GAMMA, BATCH, EVERY = 4e-3, 16, 1
 """Eta lambda, sequences of a batch, and steps between measurements."""
 CLIP, RATE = 4.0, 0.1
@@ -64,7 +65,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     Args:
         scale: Number of steps.
     """
-    steps, units = {"smoke": (20, 0.3), "default": (1000, 3.0), "full": (10_000, 16.0)}[scale]
+    steps, units = {"smoke": (20, 0.3), "default": (2000, 3.0), "full": (10_000, 16.0)}[scale]
     rows = [
         {"rule": rule, "share": share, **_random_rows(rule, share, units)}
         for rule, shares in (("clipped", (*FALLING, *HOLDING["clipped"])), *list(HOLDING.items())[1:])
@@ -80,7 +81,7 @@ def _pretrain(form: str, steps: int) -> dict[str, Any]:
     optimizer = build_optimizer(model, intrinsic_lr=GAMMA)
     groups = model.scale_invariant_groups()
     recorder = RotationRecorder(optimizer, groups, every=EVERY)
-    watched = _Matrices(groups) if form == "joint" else _Rows(groups)
+    watched = _Matrices(groups, optimizer) if form == "joint" else _Rows(groups)
     for step, batch in zip(range(steps), masked_text(corpus, BATCH), strict=False):
         optimizer.zero_grad()
         model(**batch).loss.backward()
@@ -107,8 +108,9 @@ def _rms(values: list[float]) -> float:
 class _Matrices:
     """Angles of the matrices of a joint group, and what their gradients predict."""
 
-    def __init__(self, groups: dict[str, InvariantGroup]) -> None:
+    def __init__(self, groups: dict[str, InvariantGroup], optimizer: Optimizer) -> None:
         (group,) = groups.values()
+        self.optimizer = optimizer
         self.all = list({id(p): p for _, p in group.members}.values())
         self.matrices = {name: p for name, p in group.members if p.dim() == 2}
         self.sums = {name: [0.0, 0.0] for name in self.matrices}
@@ -119,13 +121,16 @@ class _Matrices:
         self.count += 1
         norm2 = sum(p.detach().square().sum().item() for p in self.all)
         gradient2 = sum(p.grad.square().sum().item() for p in self.all if p.grad is not None)
-        self.gradients += gradient2
+        (settings,) = (one for one in self.optimizer.param_groups if one.get("intrinsic_lr") is not None)
+        # spikes that are clipped turn nothing: eta s |g| <= sqrt(2 C eta lambda) |x|
+        kept2 = min(1.0, 2.0 * settings["clip"] ** 2 * GAMMA * norm2 / (settings["eta"] ** 2 * gradient2))
+        self.gradients += kept2 * gradient2
         self.old = {name: p.detach().clone() for name, p in self.matrices.items()}
         for name, p in self.matrices.items():
             assert p.grad is not None
             own2 = p.detach().square().sum().item()
             across2 = p.grad.square().sum().item() - (p.grad * p.detach()).sum().item() ** 2 / own2
-            self.sums[name][1] += across2 * norm2 / own2
+            self.sums[name][1] += kept2 * across2 * norm2 / own2
 
     def after(self) -> None:
         for name, p in self.matrices.items():
@@ -251,14 +256,14 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             0.1,
         ),
         Verdict.near("matrix: rotation over sqrt(2 eta lambda), median", statistics.median(balanced), 1.0, 0.1),
-        Verdict.near("matrix: the same, matrix furthest from 1", _furthest(balanced), 1.0, 0.25),
+        Verdict.near("matrix: the same, matrix furthest from 1", _furthest(balanced), 1.0, 0.2),
         Verdict.near(
             "matrix: rotation over sqrt(2 eta lambda + growth of ln |x|^2), furthest from 1",
             _furthest(drifting),
             1.0,
             0.03,
         ),
-        Verdict.at_most("matrix: fastest over slowest", max(balanced) / min(balanced), 1.5),
+        Verdict.at_most("matrix: fastest over slowest", max(balanced) / min(balanced), 1.25),
     ]
     medians = [statistics.median(angles) / even for angles in _active_rows(row).values()]
     whole = [group["angle"] / even for group in row["groups"].values() if not group["rows"]]
@@ -267,7 +272,7 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             "row: rotation over sqrt(2 eta lambda), median of the rows with gradients, matrix furthest from 1",
             _furthest([*medians, *whole]),
             1.0,
-            0.25,
+            0.2,
         )
     )
     for rows in data["rows"]:

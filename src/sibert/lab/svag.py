@@ -12,7 +12,8 @@ N / G >= 1 / (C^2 - 1) = 1.
 
 Here: a linear problem with skewed noise, whose moments are known exactly; and a normalised network on digits, at a
 batch of 8, where the noise is larger than the bound, and of 512, where it is not. With the Gaussian noise of the same
-covariance in place of a batch's (NGD) the small batch gives the same.
+covariance in place of a batch's (NGD) the small batch gives the same. So it does for a network without normalisation,
+which has no such balance of norms, at a learning rate far below the edge of stability.
 
 arXiv 2102.12470. The bound is derived here.
 """
@@ -37,8 +38,9 @@ LR, CURVATURE, TIME = 0.2, 1.0, 10
 """Of the linear problem: x' = x - (eta / l) (h x + noise), from 1, TIME steps of SGD."""
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
 COPIES, WIDTHS, DECAY = 16, (64, 16, 10), 5e-3
-SETTINGS = {"inside": (8, 0.3), "outside": (512, 2.0)}
-"""Batch size and learning rate of the network."""
+SETTINGS = {"inside": (8, 0.3), "outside": (512, 2.0), "plain": (8, 0.2)}
+"""Batch size and learning rate of the normalised network in two settings, and of the one without normalisation."""
+NORMALIZED = ("inside", "outside")
 
 
 def measure(scale: Scale) -> dict[str, Any]:
@@ -53,8 +55,8 @@ def measure(scale: Scale) -> dict[str, Any]:
     runs = []
     for name, (batch, lr) in SETTINGS.items():
         length = steps if name == "inside" else steps // 2
-        runs += [{"setting": name, **_network(data, batch, lr, length, level)} for level in (1, many)]
-    runs.append({"setting": "inside", **_network(data, *SETTINGS["inside"], steps, 0)})
+        levels = (1, many) if name == "outside" else (1, many, 0)
+        runs += [{"setting": name, **_network(data, batch, lr, length, level, name in NORMALIZED)} for level in levels]
     return {
         "linear": [_moments(level) for level in LEVELS],
         "equation": _equation(),
@@ -109,9 +111,9 @@ def _simulate(level: int) -> dict[str, float]:
     }
 
 
-def _network(data: Digits, batch: int, lr: float, steps: int, level: int) -> dict[str, Any]:
+def _network(data: Digits, batch: int, lr: float, steps: int, level: int, normalized: bool) -> dict[str, Any]:
     """Squared norm and loss of many copies from the same weights; level 0 is noisy gradient descent."""
-    ensemble = Ensemble(COPIES, WIDTHS, same=True)
+    ensemble = Ensemble(COPIES, WIDTHS, same=True, normalized=normalized)
     generator = torch.Generator().manual_seed(level)
     small = max(1, level)
     c1, c2 = svag_coefficients(small)
@@ -172,8 +174,8 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     runs = {(run["setting"], run["level"]): run for run in data["network"]}
     many = max(level for _, level in runs)
 
-    def ratio(setting: str, level: int) -> tuple[float, float]:
-        one, other = runs[setting, 1]["squared_norm"], runs[setting, level]["squared_norm"]
+    def ratio(setting: str, level: int, of: str = "squared_norm") -> tuple[float, float]:
+        one, other = runs[setting, 1][of], runs[setting, level][of]
         value = one[0] / other[0]
         return value, value * math.hypot(one[1] / one[0], other[1] / other[0])
 
@@ -182,8 +184,8 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     ratios = {setting: runs[setting, 1]["noise"] / runs[setting, 1]["signal"] for setting in SETTINGS}
     balances = [
         (2.0 - run["lr"] * DECAY) * DECAY * run["squared_norm"][0] / (run["lr"] * (run["signal"] + run["noise"]))
-        for (_, level), run in runs.items()
-        if level == 1
+        for (setting, level), run in runs.items()
+        if level == 1 and setting in NORMALIZED
     ]
     return [
         Verdict.near("linear problem: slope of the error of E x^3 in l, from 8 to 64", slope, -1.0, 0.05),
@@ -216,6 +218,14 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             1.0,
             0.15,
         ),
+        *(
+            Verdict.near(
+                f"without normalisation, batch of 8: {quantity} of SGD over {other}", value, 1.0, 0.05, error=error
+            )
+            for quantity, key in (("squared norm", "squared_norm"), ("loss", "loss"))
+            for level, other in ((many, f"SVAG's, l = {many}"), (0, "that with Gaussian noise"))
+            for value, error in (ratio("plain", level, key),)
+        ),
     ]
 
 
@@ -226,7 +236,7 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
         data: Of `measure`.
         figure: Empty.
     """
-    left, middle, right = figure.subplots(1, 3)
+    left, *networks = figure.subplots(1, 4)
     exact = data["equation"]
     for name in ("square", "cube"):
         values = [abs(row[name] - exact[name]) for row in data["linear"]]
@@ -235,14 +245,15 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
     left.set(xlabel="l", ylabel="error", title="linear problem")
     left.legend(fontsize="x-small")
     for run in data["network"]:
-        axis = middle if run["setting"] == "inside" else right
+        axis = networks[list(SETTINGS).index(run["setting"])]
         label = {0: "Gaussian noise", 1: "SGD"}.get(run["level"], f"SVAG, l = {run['level']}")
         steps, norms, bands = zip(*((row[0], row[1], row[2]) for row in run["rows"]), strict=True)
         axis.plot(steps, norms, label=label)
         low, high = zip(*((n - b, n + b) for n, b in zip(norms, bands, strict=True)), strict=True)
         axis.fill_between(steps, low, high, alpha=0.3)
-    for axis, setting in ((middle, "inside"), (right, "outside")):
+    for axis, setting in zip(networks, SETTINGS, strict=True):
         run = next(run for run in data["network"] if run["setting"] == setting)
         ratio = run["noise"] / run["signal"]
-        axis.set(xlabel="steps of SGD", ylabel="squared norm", title=f"batch {run['batch']}: N / G = {ratio:.2g}")
+        what = f"batch {run['batch']}: N / G = {ratio:.2g}" if setting in NORMALIZED else "no normalisation"
+        axis.set(xlabel="steps of SGD", ylabel="squared norm", title=what)
         axis.legend(fontsize="x-small")
