@@ -21,7 +21,7 @@ LENGTH = 384
 """Tokens of a window where the caller names none and the model can read as many: BERT's on SQuAD."""
 
 
-class QuestionAnsweringPipeline(ChunkPipeline):
+class QuestionAnsweringPipeline(ChunkPipeline):  # type: ignore[misc]
     """Answers questions by a part of their context, however long it is.
 
     Called with `question` and `context`, both texts or both lists, or with a dictionary of the two, or a list of them.
@@ -128,12 +128,12 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _examples(inputs: Sequence[Any], options: dict[str, Any]) -> tuple[bool, list[dict[str, str]]]:
+def _examples(inputs: Sequence[Any], options: dict[str, Any]) -> tuple[bool, list[Mapping[str, str]]]:
     """Whether it is one question, and all of them."""
     if inputs:
         given = inputs[0] if len(inputs) == 1 else list(inputs)
         one = isinstance(given, Mapping)
-        several = [given] if isinstance(given, Mapping) else list(given)
+        several: list[Mapping[str, str]] = [given] if isinstance(given, Mapping) else list(given)
     elif "question" in options and "context" in options:
         question, context = options.pop("question"), options.pop("context")
         one = isinstance(question, str)
