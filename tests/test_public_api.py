@@ -32,11 +32,11 @@ PUBLIC = {
         "SibertConfig", "SibertForMaskedLM",
         "SibertForMultipleChoice", "SibertForPreTraining", "SibertForPreTrainingOutput", "SibertForQuestionAnswering",
         "SibertForSequenceClassification", "SibertForTokenClassification", "SibertModel", "SibertPreTrainedModel",
-        "initialize_from_frequencies", "modern_bert_config", "size_of",
+        "initialize_from_frequencies", "modern_bert_config", "relu_normalized_attention", "size_of",
     },
     "sibert.ops": {
-        "affine_layer_norm", "cosine_attention", "layer_norm", "relu_attention", "rotary_positions", "rotate",
-        "unit_rows",
+        "Choice", "affine_layer_norm", "choose_backend", "cosine_attention", "layer_norm", "relu_attention",
+        "rotary_positions", "rotate", "unit_rows",
     },
     "sibert.conversion": {
         "Converted", "Direction", "build_optimizer", "converted_weights", "fold", "make_scale_invariant",

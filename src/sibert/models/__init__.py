@@ -1,4 +1,7 @@
-"""SIBERT as Hugging Face models, and the twins it is compared with. Importing registers the Auto classes."""
+"""SIBERT as Hugging Face models, and the twins it is compared with.
+
+Importing registers the Auto classes, and `attn_implementation="relu_normalized"` for every model of transformers.
+"""
 
 from transformers import (
     AutoConfig,
@@ -11,6 +14,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from sibert.models.attention_interface import relu_normalized_attention
 from sibert.models.bert_twin import (
     BertTwinForMaskedLM,
     BertTwinForPreTraining,
@@ -48,6 +52,8 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "SibertForTokenClassification",
     "SibertModel",
     "SibertPreTrainedModel",
+    # normalised-ReLU attention for the models of transformers
+    "relu_normalized_attention",
     # baselines
     "BertTwinForMaskedLM",
     "BertTwinForPreTraining",

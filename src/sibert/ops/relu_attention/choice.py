@@ -1,0 +1,111 @@
+"""Which backend computes an attention, and why."""
+
+from importlib.util import find_spec
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["BACKENDS", "Backend", "Choice", "choose_backend"]
+
+Backend = Literal["auto", "reference", "deferred", "blocked", "triton"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+SHORT = {torch.bfloat16: 1 << 18}
+"""Largest S * T up to which the scores of a head are kept for the backward pass: 512^2 in bfloat16, whose products are
+so fast that blocks cost more than they save, ..."""
+
+SHORT_OTHERWISE = 1 << 16
+"""... and 256^2 elsewhere: 256 KiB in float32, which a core's cache holds, as large as a block."""
+
+WIDEST = 256
+"""Head width up to which a block of queries, keys and values fits the shared memory of a multiprocessor."""
+
+
+class Choice(NamedTuple):
+    """A backend and the reason for it.
+
+    Attributes:
+        name: "reference", "deferred", "blocked" or "triton".
+        reason: One sentence.
+    """
+
+    name: str
+    reason: str
+
+
+def choose_backend(
+    query_BHSK: Tensor, key_BGTK: Tensor, *, need_weights: bool = False, backend: str = "auto"
+) -> Choice:
+    """Decide how `relu_attention` computes: what "auto" takes, or whether a named backend can do it.
+
+    Args:
+        query_BHSK: Queries; device, dtype, length and head width count, values do not.
+        key_BGTK: Keys.
+        need_weights: Whether the normalised weights are asked for.
+        backend: "auto", or the name that was asked for.
+
+    Returns:
+        The backend and the reason.
+
+    Raises:
+        ValueError: If there is no such backend, or it cannot do what is asked.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend != "auto":
+        if (reason := _obstacle(backend, query_BHSK, need_weights)) is not None:
+            raise ValueError(f"the {backend} backend {reason}")
+        return Choice(backend, "it was asked for")
+    if need_weights:
+        return Choice("reference", "only it forms the normalised weights")
+    if _must_be_plain():
+        if query_BHSK.dtype == torch.float16:
+            return Choice("reference", "plain operations are needed, and float16 cannot hold undivided products")
+        return Choice("deferred", "export, vmap and forward-mode derivatives need plain operations")
+    if query_BHSK.device.type == "cuda" and _obstacle("triton", query_BHSK, need_weights) is None:
+        return Choice("triton", "a CUDA device, triton and a dtype and head width that the kernels take")
+    scores = query_BHSK.shape[2] * key_BGTK.shape[2]
+    if scores <= SHORT.get(query_BHSK.dtype, SHORT_OTHERWISE) and query_BHSK.dtype != torch.float16:
+        return Choice("deferred", "the sequences are so short that computing scores twice costs more than keeping them")
+    return Choice("blocked", "memory does not grow with the product of the lengths")
+
+
+def _must_be_plain() -> bool:
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def interpreting() -> bool:
+    """Tell whether triton runs kernels in its interpreter, on any device.
+
+    Returns:
+        What triton itself reads from TRITON_INTERPRET.
+    """
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _obstacle(backend: str, query_BHSK: Tensor, need_weights: bool) -> str | None:
+    """Say why a backend cannot do it; None if it can."""
+    if need_weights and backend != "reference":
+        return "never forms the weights; use backend='auto' or 'reference' to get them"
+    if backend != "triton":
+        return None
+    if query_BHSK.shape[-1] > WIDEST:
+        return f"takes heads up to {WIDEST} wide, got {query_BHSK.shape[-1]}; use backend='blocked'"
+    if find_spec("triton") is None:
+        return "needs triton, which is not installed: pip install 'sibert[triton]'"
+    if interpreting():
+        bfloat16 = query_BHSK.dtype == torch.bfloat16
+        return "cannot multiply bfloat16 in triton's interpreter; use float32" if bfloat16 else None
+    if query_BHSK.device.type != "cuda":
+        return f"needs a CUDA device, got {query_BHSK.device} (or TRITON_INTERPRET=1, set before triton is imported)"
+    if query_BHSK.dtype == torch.float64:
+        return "computes in float32 at most on a GPU; use backend='blocked' for float64"
+    if torch.cuda.get_device_capability(query_BHSK.device) < (8, 0):
+        return "needs a GPU of compute capability 8.0 or more; use backend='blocked'"
+    return None
