@@ -84,7 +84,7 @@ class Problem:
             query_BHSK.reshape(*lead, H // G, S, K),
             key_BGTK.reshape(*lead, T, K),
             value_BGTK.reshape(*lead, T, value_BGTK.shape[-1]),
-            mask if mask is None else mask.expand(B, H, S, T).unflatten(1, (G, H // G)),
+            mask if mask is None else _grouped(mask.expand(B, H, S, T), G),
             lower_BS,
             upper_BS,
             keys,
@@ -275,6 +275,11 @@ def blocked_backward(
         grad_key[o, units] = sum_key
         grad_value[o, units] = sum_value
     return grad_query_BHSK, grad_key.view(key_BGTK.shape), grad_value.view(value_BGTK.shape)
+
+
+def _grouped(mask_BHST: Tensor, groups: int) -> Tensor:
+    mask_BGMST: Tensor = mask_BHST.unflatten(1, (groups, -1))  # type: ignore[no-untyped-call]
+    return mask_BGMST
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -84,7 +84,7 @@ def interpreting() -> bool:
     Returns:
         What triton itself reads from TRITON_INTERPRET.
     """
-    import triton
+    import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     return bool(triton.knobs.runtime.interpret)
 

@@ -117,12 +117,13 @@ def _gradient_of_reference(
     seed: Tensor | None,
     dropout_p: float,
 ) -> tuple[Tensor, ...]:
-    inputs = tuple(tensor.view_as(tensor) for tensor in (query, key, value))  # three nodes, were they one tensor
+    inputs = [tensor.view_as(tensor) for tensor in (query, key, value)]  # three nodes, were they one tensor
     for tensor in inputs:
         if not tensor.requires_grad:
             tensor.requires_grad_()
     spans = None if lower is None or upper is None else Spans(lower, upper)
-    out, _ = reference_relu_attention(*inputs, mask, spans=spans, dropout_p=dropout_p, seed=seed)
+    query, key, value = inputs
+    out, _ = reference_relu_attention(query, key, value, mask, spans=spans, dropout_p=dropout_p, seed=seed)
     return torch.autograd.grad(out, inputs, grad, create_graph=True)
 
 

@@ -24,8 +24,8 @@ from sibert.ops.relu_attention.reference import inverse_or_zero
 from sibert.ops.relu_attention.spans import Spans
 
 try:
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from triton.language import constexpr
 
     jit: Any = triton.jit
@@ -82,20 +82,20 @@ def tile_sizes(width: int, dtype: torch.dtype) -> dict[str, Tiles]:
     return {"forward": Tiles(64, 64, 8, 2), "queries": Tiles(64, 32, 8, 1), "keys": Tiles(32, 64, 8, 1)}
 
 
-@jit
-def _mix(x):  # type: ignore[no-untyped-def]
+@jit  # type: ignore[untyped-decorator]
+def _mix(x):  # type: ignore[no-untyped-def,untyped-decorator]
     x = ((x >> 16) ^ x) * _MIXER
     x = ((x >> 16) ^ x) * _MIXER
     return (x >> 16) ^ x
 
 
-@jit
-def _row_keys(SEED, rows):  # type: ignore[no-untyped-def]
+@jit  # type: ignore[untyped-decorator]
+def _row_keys(SEED, rows):  # type: ignore[no-untyped-def,untyped-decorator]
     return _mix(_mix(tl.load(SEED).to(tl.uint32)) + rows.to(tl.uint32) * _COLUMN_STEP)
 
 
-@jit
-def _load(base, start, stride, length, BLOCK: constexpr, PADDED: constexpr, WIDTH: constexpr):  # type: ignore[no-untyped-def]
+@jit  # type: ignore[untyped-decorator]
+def _load(base, start, stride, length, BLOCK: constexpr, PADDED: constexpr, WIDTH: constexpr):  # type: ignore[no-untyped-def,untyped-decorator]
     row = tl.arange(0, BLOCK)
     column = tl.arange(0, PADDED)
     inside = (start + row < length)[:, None] & (column < WIDTH)[None, :]
@@ -103,8 +103,8 @@ def _load(base, start, stride, length, BLOCK: constexpr, PADDED: constexpr, WIDT
     return tl.load(base + far + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
 
 
-@jit
-def _store(base, tile, start, length, BLOCK: constexpr, PADDED: constexpr, WIDTH: constexpr):  # type: ignore[no-untyped-def]
+@jit  # type: ignore[untyped-decorator]
+def _store(base, tile, start, length, BLOCK: constexpr, PADDED: constexpr, WIDTH: constexpr):  # type: ignore[no-untyped-def,untyped-decorator]
     row = tl.arange(0, BLOCK)
     column = tl.arange(0, PADDED)
     inside = (start + row < length)[:, None] & (column < WIDTH)[None, :]
@@ -112,8 +112,8 @@ def _store(base, tile, start, length, BLOCK: constexpr, PADDED: constexpr, WIDTH
     tl.store(base + far + row[:, None] * WIDTH + column[None, :], tile.to(base.dtype.element_ty), mask=inside)
 
 
-@jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@jit  # type: ignore[untyped-decorator]
+def _forward_kernel(  # type: ignore[no-untyped-def,untyped-decorator]
     QUERY, KEY, VALUE, OUT, TOTAL, MASK, LOWER, UPPER, SEED,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, m_b, m_h, m_s, m_t, span_b, H, GROUP, S, T,
     KEEP: constexpr, DROP_BELOW: constexpr, MASKED: constexpr, SPANS: constexpr, DROPOUT: constexpr,
@@ -162,8 +162,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(TOTAL + head * S + row, total, mask=row < S)
 
 
-@jit
-def _queries_kernel(  # type: ignore[no-untyped-def]
+@jit  # type: ignore[untyped-decorator]
+def _queries_kernel(  # type: ignore[no-untyped-def,untyped-decorator]
     GRAD, QUERY, KEY, VALUE, INVERSE, SHIFT, GRAD_QUERY, MASK, LOWER, UPPER, SEED,
     g_b, g_h, g_s, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, m_b, m_h, m_s, m_t, span_b, H, GROUP, S, T,
     KEEP: constexpr, DROP_BELOW: constexpr, MASKED: constexpr, SPANS: constexpr, DROPOUT: constexpr,
@@ -210,8 +210,8 @@ def _queries_kernel(  # type: ignore[no-untyped-def]
     _store(GRAD_QUERY + head * S * WIDTH, total, start_s, S, BLOCK_S, PADDED, WIDTH)
 
 
-@jit
-def _keys_kernel(  # type: ignore[no-untyped-def]
+@jit  # type: ignore[untyped-decorator]
+def _keys_kernel(  # type: ignore[no-untyped-def,untyped-decorator]
     GRAD, QUERY, KEY, VALUE, INVERSE, SHIFT, GRAD_KEY, GRAD_VALUE, MASK, FIRST, LAST, SEED,
     g_b, g_h, g_s, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, m_b, m_h, m_s, m_t, span_b, H, GROUP, S, T,
     KEEP: constexpr, DROP_BELOW: constexpr, MASKED: constexpr, SPANS: constexpr, DROPOUT: constexpr,
