@@ -145,13 +145,16 @@ def test_the_way_with_momentum(momentum):
 
 
 def test_the_way_of_steps_of_one_size():
-    """Lion, whose steps know nothing of the gradient's size: |x|^2 relaxes in 1 / (2 eta lambda) steps."""
-    predicted = lion_equilibrium(0.01, 0.2, (0.9, 0.99), ENTRIES)
-    assert predicted.relaxation_steps == pytest.approx(1.0 / (2.0 * 0.01 * 0.2))
-    make = lambda p: Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.2)  # noqa: E731
-    norms, _ = simulate(make, 5.0 * predicted.norm, 600)
-    for steps in (300, 600):
-        assert norms[steps - 1] == pytest.approx(predicted.norm_after(steps, 5.0 * predicted.norm), rel=0.015)
+    """Lion, whose steps know nothing of the gradient's size: |x|^2 relaxes in 1 / (2 eta lambda) steps.
+
+    That is 2500 steps here, long beside the 100 that its momentum remembers; with 250 norms are 2 to 4 % below.
+    """
+    predicted = lion_equilibrium(0.01, 0.02, (0.9, 0.99), ENTRIES)
+    assert predicted.relaxation_steps == pytest.approx(1.0 / (2.0 * 0.01 * 0.02))
+    make = lambda p: Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.02)  # noqa: E731
+    norms, _ = simulate(make, 5.0 * predicted.norm, 4000)
+    for steps in (2000, 4000):
+        assert norms[steps - 1] == pytest.approx(predicted.norm_after(steps, 5.0 * predicted.norm), rel=0.005)
 
 
 def test_the_way_of_adamw():
