@@ -258,7 +258,7 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             "joint: tangent of a matrix's angle over the encoder's angle times its share by gradients, furthest from 1",
             _furthest(shared),
             1.0,
-            0.05,
+            0.1,
         ),
         Verdict.near("matrix: rotation over sqrt(2 eta lambda), median", statistics.median(balanced), 1.0, 0.1),
         Verdict.near("matrix: the same, matrix furthest from 1", _furthest(balanced), 1.0, 0.2),
