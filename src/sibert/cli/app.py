@@ -78,7 +78,15 @@ def main() -> None:
         if os.environ.get("SIBERT_DEBUG"):
             raise
         fail(_one_sentence(error), 1)
+    _leave_process_group()
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave_process_group() -> None:
+    """Join its threads: a process that ends beside one that still runs may be aborted, after all is done."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _quiet_libraries() -> None:
