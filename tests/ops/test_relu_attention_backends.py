@@ -73,6 +73,19 @@ def test_masks_of_the_options_are_what_they_say():
     assert packed.allowed(T)[0, 0].tolist() == [[sequence[i] == sequence[j] for j in range(T)] for i in range(T)]
 
 
+@pytest.mark.parametrize("backend", ["reference", "deferred", "blocked"])
+def test_spans_stand_for_the_options_that_made_them(backend):
+    q, k, v = torch.randn(3, 1, 2, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for options in ({"cu_seqlens": torch.tensor([0, 4, 4, 9])}, {"causal": True, "window": 3}):
+        spans = key_spans(9, 9, q.device, **options)
+        ours, _ = relu_attention(q, k, v, spans=spans, backend=backend)
+        assert torch.equal(ours, relu_attention(q, k, v, backend=backend, **options)[0])
+        with pytest.raises(ValueError, match="spans hold lengths, bounds, causality"):
+            relu_attention(q, k, v, spans=spans, **options)
+    with pytest.raises(ValueError, match="for each of the 9 queries"):
+        relu_attention(q, k, v, spans=key_spans(8, 9, q.device, causal=True))
+
+
 @given(
     S=st.integers(1, 12), T=st.integers(1, 12), causal=st.booleans(), window=st.none() | st.integers(1, 5),
     lengths=st.none() | st.lists(st.integers(0, 1), min_size=2, max_size=2),

@@ -39,6 +39,9 @@ uses u(w) for every row of every matrix as well. Two parameters are not invarian
 logits. Normalised-ReLU attention, a table of positions and a matrix for the values, which fit as well, learn to use
 context later; gains for the branches and other forms of embeddings and decoder were no better (LOGBOOK, 2026-11-23).
 
+Sequences may also lie one after the other in a single row, without padding (`flat_batch.py`): B is then 1 and T the
+tokens of all sequences, but in what is said of sequences B is their number.
+
 Shape suffixes: B = batch, T = tokens, D = hidden size, H = heads, K = head width, F = feed-forward width,
 V = vocabulary, P = predicted positions, L = labels, C = choices.
 
@@ -50,6 +53,7 @@ Transformer Blocks", arXiv 2311.01906, for attention without matrices for values
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -73,6 +77,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from sibert.models.chunked_loss import chunked_cross_entropy
 from sibert.models.configuration_sibert import SibertConfig
+from sibert.models.flat_batch import FlatBatch, attend_within, flat_batch
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss, per_target
 from sibert.models.tied_table import TiedTable
 from sibert.ops import (
@@ -84,6 +89,7 @@ from sibert.ops import (
     rotate,
     unit_rows,
 )
+from sibert.ops.relu_attention.choice import Backend
 from sibert.ops.rotary import Rotation
 from sibert.optim import InvariantGroup
 
@@ -247,6 +253,7 @@ class SibertAttention(nn.Module):
     def __init__(self, config: SibertConfig):
         super().__init__()
         self.attend = relu_attention if config.invariance == "joint" else cosine_attention
+        self.backend: dict[str, Any] = {}
         self.num_heads = config.num_attention_heads
         self.dropout_p = float(config.attention_probs_dropout_prob)
         self.query = _linear(config, config.hidden_size, config.hidden_size, bias=True)
@@ -262,6 +269,7 @@ class SibertAttention(nn.Module):
         hidden_BTD: Tensor,
         attention_mask: Tensor | None,
         rotation: Rotation | None = None,
+        flat: FlatBatch | None = None,
         *,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -272,14 +280,12 @@ class SibertAttention(nn.Module):
         query_BHTK, key_BHTK = heads(self.query(hidden_BTD)), heads(self.key(hidden_BTD))
         if rotation is not None:
             query_BHTK, key_BHTK = rotate(query_BHTK, rotation), rotate(key_BHTK, rotation)
-        mixed_BHTK, weights_BHTT = self.attend(
-            query_BHTK,
-            key_BHTK,
-            heads(self.value(hidden_BTD)),
-            attention_mask,
-            dropout_p=self.dropout_p if self.training else 0.0,
-            need_weights=need_weights,
-        )
+        inputs = (query_BHTK, key_BHTK, heads(self.value(hidden_BTD)))
+        options = {"dropout_p": self.dropout_p if self.training else 0.0, "need_weights": need_weights, **self.backend}
+        if flat is None:
+            mixed_BHTK, weights_BHTT = self.attend(*inputs, attention_mask, **options)
+        else:
+            mixed_BHTK, weights_BHTT = attend_within(self.attend, flat, *inputs, **options)
         return self.output(mixed_BHTK.transpose(1, 2).flatten(-2)), weights_BHTT
 
 
@@ -316,10 +322,11 @@ class SibertLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         stream_BTD: Tensor,
         attention_mask: Tensor | None,
         rotation: Rotation | None = None,
+        flat: FlatBatch | None = None,
         *,
         need_weights: bool = False,
     ) -> Tensor:
-        mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, rotation, need_weights=need_weights)
+        mixed_BTD, _ = self.attention(layer_norm(stream_BTD), attention_mask, rotation, flat, need_weights=need_weights)
         stream_BTD = self._add(stream_BTD, mixed_BTD)
         return self._add(stream_BTD, self.feed_forward(layer_norm(stream_BTD)))
 
@@ -363,6 +370,27 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
                 init.zeros_(module.bias)
         if isinstance(module, SibertCosineLinear):
             init.constant_(module.log_scale, 0.5 * math.log(INITIAL_LOGIT_VARIANCE * self.config.hidden_size))
+
+    def set_attention_backend(self, backend: Backend) -> None:
+        """Choose how normalised-ReLU attention is computed from now on; it is no part of a saved model.
+
+        Cosine attention, of the other forms, has one path, torch's own.
+
+        Args:
+            backend: See `sibert.ops.relu_attention`.
+        """
+        for module in self.modules():
+            if isinstance(module, SibertAttention) and self.config.invariance == "joint":
+                module.backend = {"backend": backend}
+
+    def _encode(
+        self, inputs: Sequence[Tensor | None], keywords: dict[str, Any]
+    ) -> tuple[BaseModelOutput, FlatBatch | None]:
+        """Run the encoder on inputs in the order of its `forward`, and say where sequences are in the output."""
+        input_ids, attention_mask, _, position_ids, inputs_embeds = inputs
+        given = inputs_embeds if input_ids is None else input_ids
+        flat = None if given is None else flat_batch(given, position_ids, attention_mask, keywords)
+        return self.base_model(*inputs, **{**keywords, "flat_batch": flat, "return_dict": True}), flat
 
     def scale_invariant_groups(self) -> dict[str, InvariantGroup]:
         """Name the parameters that can be scaled together without changing the output.
@@ -436,17 +464,23 @@ class SibertModel(SibertPreTrainedModel):
             position_ids: Positions [B, T]; default 0, 1, 2, ...
             inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`. They count as degree 1 when the scale of
                 the encoder is changed.
-            **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
+            **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`. For a flat batch, `input_ids` [1, N],
+                also `cu_seq_lens_q` (bounds of the sequences in it, from 0 to N) and `max_length_q`, as
+                `transformers.DataCollatorWithFlattening` makes them; default positions then begin anew in every
+                sequence. Attentions are those of the padded batch.
 
         Returns:
-            `BaseModelOutput` with `last_hidden_state` [B, T, D].
+            `BaseModelOutput` with `last_hidden_state` [B, T, D], [1, N, D] of a flat batch.
 
         Raises:
-            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given, or a sequence is too long.
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given, a sequence is too long, or the
+                bounds of a flat batch do not fit its tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        length = input_ids.shape[1] if input_ids is not None else inputs_embeds.shape[1]  # type: ignore[union-attr]
+        given = cast(Tensor, inputs_embeds if input_ids is None else input_ids)
+        flat = flat_batch(given, position_ids, attention_mask, kwargs)
+        length = given.shape[1] if flat is None else flat.mask_ST.shape[1]
         if length > self.config.max_position_embeddings:
             raise ValueError(
                 f"the sequence has {length} tokens but the model has {self.config.max_position_embeddings} positions; "
@@ -455,14 +489,14 @@ class SibertModel(SibertPreTrainedModel):
         mask = _boolean_mask(attention_mask)
         need_weights = bool(kwargs.get("output_attentions", self.config.output_attentions))
         if position_ids is None:
-            position_ids = torch.arange(length, device=self.device)[None]
+            position_ids = torch.arange(length, device=self.device)[None] if flat is None else flat.position_ids_1N
         stream_BTD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         rotation = None
         if self.config.invariance != "joint":
             width = self.config.hidden_size // self.config.num_attention_heads
             rotation = rotary_positions(position_ids, width, self.config.rope_theta, stream_BTD.dtype)
         for layer in self.layers:
-            stream_BTD = layer(stream_BTD, mask, rotation, need_weights=need_weights)
+            stream_BTD = layer(stream_BTD, mask, rotation, flat, need_weights=need_weights)
         return BaseModelOutput(last_hidden_state=layer_norm(stream_BTD))
 
 
@@ -550,9 +584,16 @@ class SibertPooler(nn.Module):
         self.pooling = pooling
         self.dense = _linear(config, config.hidden_size, config.hidden_size, bias=config.invariance == "joint")
 
-    def forward(self, hidden_BTD: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        mean = self.pooling == "mean"
-        pooled_BD: Tensor = self.dense(_mean_of_tokens(hidden_BTD, attention_mask) if mean else hidden_BTD[:, 0])
+    def forward(
+        self, hidden_BTD: Tensor, attention_mask: Tensor | None = None, flat: FlatBatch | None = None
+    ) -> Tensor:
+        if self.pooling == "mean":
+            if flat is not None:
+                hidden_BTD, attention_mask = flat.pad(hidden_BTD[0]), flat.mask_ST
+            summary_BD = _mean_of_tokens(hidden_BTD, attention_mask)
+        else:
+            summary_BD = hidden_BTD[:, 0] if flat is None else flat.first(hidden_BTD[0])
+        pooled_BD: Tensor = self.dense(summary_BD)
         if isinstance(self.dense, SibertLinear):
             pooled_BD = layer_norm(pooled_BD)
         return torch.tanh(pooled_BD)
@@ -617,8 +658,8 @@ class SibertForMaskedLM(SibertPreTrainedModel):
             position_ids: Positions [B, T].
             inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`.
             labels: True tokens, -100 = not predicted: [B, T], or [B, P] beside `masked_positions`.
-            masked_positions: Positions [B, P] to predict. The decoder, the largest matrix product of a small model,
-                then runs on these alone, with static shapes.
+            masked_positions: Positions [B, P] to predict; [1, P] of a flat batch, counted from its beginning. The
+                decoder, the largest matrix product of a small model, then runs on these alone, with static shapes.
             num_items_in_batch: Number of targets of the global batch, the divisor of the summed loss; default: those
                 of this batch.
             return_logits: False, with labels: the loss alone, computed a few positions at a time
@@ -721,13 +762,11 @@ class SibertForPreTraining(SibertPreTrainedModel):
         Returns:
             `SibertForPreTrainingOutput`; `loss` is there when both kinds of label are given.
         """
-        outputs = self.sibert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs, flat = self._encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), kwargs)
         hidden_BTD = outputs.last_hidden_state
         predicted_XD = gather_positions(hidden_BTD, masked_positions)
         logits, mlm_loss = _predict(self, predicted_XD, labels, num_items_in_batch, return_logits)
-        relationship_B2 = self.seq_relationship(self.pooler(hidden_BTD))
+        relationship_B2 = self.seq_relationship(self.pooler(hidden_BTD, flat=flat))
         nsp_loss = None
         if next_sentence_label is not None:
             nsp_loss = next_sentence_loss(
@@ -789,10 +828,8 @@ class SibertForSequenceClassification(SibertPreTrainedModel):
         Returns:
             `SequenceClassifierOutput` with logits [B, L].
         """
-        outputs = self.sibert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
-        logits_BL = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state, attention_mask)))
+        outputs, flat = self._encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), kwargs)
+        logits_BL = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state, attention_mask, flat)))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits_BL, config=self.config)
@@ -882,17 +919,27 @@ class SibertForQuestionAnswering(SibertPreTrainedModel):
             token_type_ids: Segment ids [B, T].
             position_ids: Positions [B, T].
             inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`.
-            start_positions: First token of the answer [B]; positions outside the sequence are ignored.
+            start_positions: First token of the answer [B], counted from the beginning of its sequence, in flat batches,
+                too; positions outside the sequence are ignored.
             end_positions: Last token of the answer [B].
             **kwargs: See `SibertModel.forward`.
 
         Returns:
-            `QuestionAnsweringModelOutput` with start and end logits [B, T].
+            `QuestionAnsweringModelOutput` with start and end logits [B, T]; T is the longest sequence of a flat batch.
+            Padding has the lowest number there is: no answer begins or ends in it.
         """
-        outputs = self.sibert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
-        start_BT, end_BT = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        outputs, flat = self._encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), kwargs)
+        logits_BT2 = self.qa_outputs(outputs.last_hidden_state)
+        if flat is not None:
+            logits_BT2, attention_mask = flat.pad(logits_BT2[0]), flat.mask_ST
+        if attention_mask is not None and attention_mask.dim() == 2:
+            tokens_BT = attention_mask != 0
+            logits_BT2 = logits_BT2.masked_fill(~tokens_BT[..., None], torch.finfo(logits_BT2.dtype).min)
+            start_positions, end_positions = (
+                None if place_B is None else _ignored_outside(place_B, tokens_BT)
+                for place_B in (start_positions, end_positions)
+            )
+        start_BT, end_BT = logits_BT2.unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_BT, end_BT, start_positions, end_positions)
@@ -903,6 +950,14 @@ class SibertForQuestionAnswering(SibertPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _ignored_outside(place_B: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Replace places that hold no token by T, which the loss ignores."""
+    place_B = place_B.view(-1)
+    length = tokens_BT.shape[1]
+    inside_B = tokens_BT.gather(1, place_B.clamp(0, length - 1)[:, None])[:, 0]
+    return torch.where(inside_B, place_B, length)
 
 
 class SibertForMultipleChoice(SibertPreTrainedModel):
@@ -927,40 +982,44 @@ class SibertForMultipleChoice(SibertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        num_choices: int | None = None,
         **kwargs: Any,
     ) -> MultipleChoiceModelOutput:
         """Score choices.
 
         Args:
-            input_ids: Token ids [B, C, T].
+            input_ids: Token ids [B, C, T]; [1, N] of a flat batch, with the choices of a question one after the other.
             attention_mask: Padding mask [B, C, T].
             token_type_ids: Segment ids [B, C, T].
             position_ids: Positions [B, C, T].
             inputs_embeds: Token embeddings [B, C, T, D] instead of `input_ids`.
             labels: The right choice [B].
+            num_choices: C, which a flat batch without labels does not tell.
             **kwargs: See `SibertModel.forward`.
 
         Returns:
             `MultipleChoiceModelOutput` with logits [B, C].
+
+        Raises:
+            ValueError: If the sequences of a flat batch cannot be divided into questions.
         """
-
-        def flat(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.flatten(0, 1)
-
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None:
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        outputs = self.sibert(
-            flat(input_ids),
-            flat(attention_mask),
-            flat(token_type_ids),
-            flat(position_ids),
-            flat(inputs_embeds),
-            return_dict=True,
-            **kwargs,
-        )
-        pooled = self.pooler(outputs.last_hidden_state, flat(attention_mask))
-        logits_BC = self.classifier(self.dropout(pooled)).view(given.shape[:2])
+        inputs: list[Tensor | None] = [input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds]
+        if given.dim() - (input_ids is None) == 3:
+            num_choices = given.shape[1]
+            inputs = [None if one is None else one.flatten(0, 1) for one in inputs]
+        outputs, flat = self._encode(inputs, kwargs)
+        scores_X1 = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state, inputs[1], flat)))
+        if flat is not None and labels is not None:
+            num_choices = len(scores_X1) // len(labels)
+        if not num_choices or len(scores_X1) % num_choices:
+            raise ValueError(
+                f"{len(scores_X1)} sequences cannot be divided into questions: give num_choices with a flat batch, or "
+                "input_ids [B, C, T]"
+            )
+        logits_BC = scores_X1.view(-1, num_choices)
         return MultipleChoiceModelOutput(
             loss=None if labels is None else F.cross_entropy(logits_BC.float(), labels),
             logits=logits_BC,

@@ -6,7 +6,7 @@ from torch import Tensor
 from sibert.ops.relu_attention.choice import Backend, Choice, choose_backend
 from sibert.ops.relu_attention.deferred import deferred_relu_attention
 from sibert.ops.relu_attention.dropout import draw_seed
-from sibert.ops.relu_attention.inputs import check_inputs
+from sibert.ops.relu_attention.inputs import check_inputs, check_spans
 from sibert.ops.relu_attention.operators import blocked_relu_attention, triton_relu_attention
 from sibert.ops.relu_attention.reference import reference_relu_attention
 from sibert.ops.relu_attention.spans import Spans, key_spans
@@ -32,6 +32,7 @@ def relu_attention(
     cu_seqlens: Tensor | None = None,
     causal: bool = False,
     window: int | None = None,
+    spans: Spans | None = None,
     dropout_p: float = 0.0,
     need_weights: bool = False,
     backend: Backend = "auto",
@@ -53,6 +54,8 @@ def relu_attention(
             S = T. No sequence sees another; a sequence may be empty.
         causal: Query i attends to no key after its position, i + T - S: the last query stands at the last key.
         window: A query attends to keys j with |position - j| < window; if causal, the last `window` ones.
+        spans: What `key_spans` made of lengths, bounds, causality and window, in their place: for layers that share
+            them. Numbers on a device are not read; bounds given as `cu_seqlens` are, to check them.
         dropout_p: Probability with which each normalised weight is dropped (and the rest scaled by 1/(1-p)). Which
             ones follows from torch's generator, and is the same for every backend.
         need_weights: Return the normalised weights [B, H, S, T], before dropout, as well; needs the reference.
@@ -72,9 +75,14 @@ def relu_attention(
     """
     query_BHSK, key_BGTK, value_BGTK = _autocast(query_BHSK, key_BGTK, value_BGTK)
     mask_BHST = check_inputs(query_BHSK, key_BGTK, value_BGTK, mask, seqlens, cu_seqlens, window, dropout_p)
+    if spans is not None:
+        if seqlens is not None or cu_seqlens is not None or causal or window is not None:
+            raise ValueError("spans hold lengths, bounds, causality and window already: give those to key_spans")
+        check_spans(spans, query_BHSK)
     choice = choose_backend(query_BHSK, key_BGTK, need_weights=need_weights, backend=backend)
     S, T, device = query_BHSK.shape[2], key_BGTK.shape[2], query_BHSK.device
-    spans = key_spans(S, T, device, seqlens_B=seqlens, cu_seqlens=cu_seqlens, causal=causal, window=window)
+    if spans is None:
+        spans = key_spans(S, T, device, seqlens_B=seqlens, cu_seqlens=cu_seqlens, causal=causal, window=window)
     seed = draw_seed(device) if dropout_p > 0 else None
     inputs = (query_BHSK, key_BGTK, value_BGTK)
     if choice.name == "reference":

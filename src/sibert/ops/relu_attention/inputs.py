@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sibert.ops.attention_mask import broadcast_mask
+from sibert.ops.relu_attention.spans import Spans
 
-__all__ = ["check_inputs"]
+__all__ = ["check_inputs", "check_spans"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -55,6 +56,25 @@ def check_inputs(
     if cu_seqlens is not None:
         _check_packing(cu_seqlens, query_BHSK, key_BGTK)
     return None if mask is None else _checked_mask(mask, query_BHSK, key_BGTK)
+
+
+def check_spans(spans: Spans, query_BHSK: Tensor) -> None:
+    """Refuse spans that are not those of these queries; their values are not read.
+
+    Args:
+        spans: Of `key_spans`.
+        query_BHSK: Queries.
+
+    Raises:
+        ValueError: On another shape or device.
+    """
+    B, _, S, _ = query_BHSK.shape
+    for bound_BS in spans:
+        _check_device("spans", bound_BS, query_BHSK)
+        if bound_BS.shape not in ((1, S), (B, S)):
+            raise ValueError(
+                f"spans need bounds for each of the {S} queries, [1 or {B}, {S}]; got {list(bound_BS.shape)}"
+            )
 
 
 def _check_tensors(query_BHSK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor) -> None:
