@@ -73,15 +73,20 @@ def make_parameters(device: torch.device, scale: int = 1) -> list[torch.nn.Param
 
 
 def make_groups(kind: str, parameters: list[torch.nn.Parameter]) -> list[dict[str, object]]:
-    """One group of all, one of each tensor, or one of each matrix's rows and one of all vectors."""
+    """One group of all; one of each matrix and its bias, as one vector or as rows, and one of the other vectors."""
     if kind == "joint":
         return [{"params": parameters, "name": "all"}]
-    if kind == "matrix":
-        return [{"params": [parameter], "name": str(i)} for i, parameter in enumerate(parameters)]
-    vectors = [parameter for parameter in parameters if parameter.dim() == 1]
-    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
-    rows = [{"params": [parameter], "name": str(i), "rows": True} for i, parameter in enumerate(matrices)]
-    return [*rows, {"params": vectors, "name": "vectors"}]
+    members: list[list[torch.nn.Parameter]] = []
+    others: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        if parameter.dim() > 1:
+            members.append([parameter])
+        elif len(members[-1]) == 1 and len(parameter) == len(members[-1][0]):
+            members[-1].append(parameter)
+        else:
+            others.append(parameter)
+    groups = [{"params": group, "name": str(i), "rows": kind == "row"} for i, group in enumerate(members)]
+    return [*groups, {"params": others, "name": "vectors"}]
 
 
 def check_agreement(device: torch.device) -> None:

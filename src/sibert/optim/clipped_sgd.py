@@ -256,6 +256,8 @@ class ClippedSGD(Optimizer):
         if group["rows"]:
             state = self.state[group["params"][0]]
             step_rows(group, state, gradients, grad_norm, host_gamma(group), skip_here, self._noise(index))
+        elif synchronisation.host_may_read(home):
+            self._step_group_on_host(index, gradients, grad_norm)
         else:
             self._step_group(index, gradients, grad_norm, skip_here)
 
@@ -275,41 +277,23 @@ class ClippedSGD(Optimizer):
     def _step_group(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor, skip: Tensor) -> None:
         group = self.param_groups[index]
         lr, clip, gamma = float(group["lr"]), group["clip"], host_gamma(group)
-        parameters, record = group["params"], group["statistics"]
-        floor = self._floor(index, group)
-        unclipped = floor is not None and _certainly_unclipped(group, floor, grad_norm, gamma)
-        param_norm = None if unclipped else _norm(parameters, group)
-        if floor is not None and param_norm is not None:
-            floor.measured(param_norm.item())
+        param_norm = _norm(group["params"], group)
         if group["intrinsic_lr"] is None:
             eta = torch.full_like(grad_norm, lr)
         else:
-            if param_norm is not None:
-                _calibrate(group, param_norm, grad_norm, skip)
+            _calibrate(group, param_norm, grad_norm, skip)
             eta = lr * group["eta"]
         hold = skip | (eta == 0)
         clip_factor = torch.ones_like(grad_norm)
-        if clip is not None and param_norm is not None:
+        if clip is not None:
             # |eta g| against its bound rather than |g|: no division by eta, and 0/0 is never selected.
             bound = clip * math.sqrt(2.0 * gamma) * param_norm
             clip_factor = torch.where(eta * grad_norm > bound, bound / (eta * grad_norm), clip_factor)
-        descend(
-            [local_shard(p) for p in parameters],
-            [None if gradient is None else local_shard(gradient) for gradient in gradients],
-            gamma=gamma,
-            step_size=eta * clip_factor,
-            hold=hold,
-            implementation=group["implementation"],
-            noise=self._noise(index),
-        )
-        if floor is not None and not hold.item():
-            floor.follow_step(1.0 - gamma, (eta * clip_factor * grad_norm).item())
-            param_norm = _norm_to_record(record, param_norm, clip_factor)
-        assert param_norm is not None
+        self._descend(index, gradients, eta * clip_factor, hold)
         sigma = clip_factor * grad_norm * param_norm
         length, decayed = eta * clip_factor * grad_norm, (1.0 - gamma) * param_norm
         record_step(
-            record,
+            group["statistics"],
             gamma=gamma,
             step_eta=eta,
             effective_lr=eta / param_norm.square(),
@@ -322,6 +306,60 @@ class ClippedSGD(Optimizer):
             squared_sigma=sigma.square(),
             angular_update=torch.atan2(length, decayed),
             hold=hold,
+        )
+
+    def _step_group_on_host(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor) -> None:
+        """Do the same in plain numbers, and without a look at the parameters where nothing depends on it.
+
+        A model has many groups, and each operation on a tensor of one number costs a microsecond.
+        """
+        group = self.param_groups[index]
+        lr, clip, gamma, grad = float(group["lr"]), group["clip"], host_gamma(group), grad_norm.item()
+        record, floor, norm = group["statistics"], self._floor(index, group), None
+        if floor is None or not _certainly_unclipped(group, floor, grad, gamma):
+            param_norm = _norm(group["params"], group)
+            norm = param_norm.item()
+            if floor is not None:
+                floor.measured(norm)
+            if group["intrinsic_lr"] is not None:
+                _calibrate(group, param_norm, grad_norm, torch.zeros_like(grad_norm, dtype=torch.bool))
+        eta = lr * (1.0 if group["intrinsic_lr"] is None else group["eta"].item())
+        hold, clip_factor = eta == 0, 1.0
+        if clip is not None and norm is not None:
+            bound = clip * math.sqrt(2.0 * gamma) * norm
+            clip_factor = bound / (eta * grad) if eta * grad > bound else 1.0
+        self._descend(index, gradients, torch.tensor(eta * clip_factor, dtype=torch.float64), torch.tensor(hold))
+        length = eta * clip_factor * grad
+        if floor is not None and not hold:
+            floor.follow_step(1.0 - gamma, length)
+            norm = _norm_to_record(record, norm, clip_factor)
+        assert norm is not None
+        sigma, decayed = clip_factor * grad * norm, (1.0 - gamma) * norm
+        record_step(
+            record,
+            gamma=gamma,
+            step_eta=eta,
+            effective_lr=eta / (norm * norm) if norm * norm else math.inf,
+            param_norm=norm,
+            next_param_norm=math.hypot(decayed, length),
+            grad_norm=grad,
+            clip_factor=clip_factor,
+            clipped=float(clip_factor < 1),
+            squared_sigma=sigma * sigma,
+            angular_update=math.atan2(length, decayed),
+            hold=hold,
+        )
+
+    def _descend(self, index: int, gradients: list[Tensor | None], step_size: Tensor, hold: Tensor) -> None:
+        group = self.param_groups[index]
+        descend(
+            [local_shard(p) for p in group["params"]],
+            [None if gradient is None else local_shard(gradient) for gradient in gradients],
+            gamma=host_gamma(group),
+            step_size=step_size,
+            hold=hold,
+            implementation=group["implementation"],
+            noise=self._noise(index),
         )
 
     def _noise(self, index: int) -> Noise | None:
@@ -370,31 +408,31 @@ def _calibrate(group: dict[str, Any], param_norm: Tensor, grad_norm: Tensor, ski
     group["eta"].copy_(torch.where(now, at_equilibrium, group["eta"]))
 
 
-def _certainly_unclipped(group: dict[str, Any], floor: NormFloor, grad_norm: Tensor, gamma: float) -> bool:
+def _certainly_unclipped(group: dict[str, Any], floor: NormFloor, grad_norm: float, gamma: float) -> bool:
     """Say whether s = 1 without a look at the parameters; False when it is time for the statistics to look."""
     if group["statistics"]["steps"].item() % MEASURE_EVERY == 0:
         return False
-    if group["intrinsic_lr"] is not None and group["eta"].item() == 0:
-        return False
-    if group["clip"] is None:
-        return True
-    eta = float(group["lr"]) * (1.0 if group["intrinsic_lr"] is None else group["eta"].item())
-    return bool(eta * grad_norm.item() <= group["clip"] * math.sqrt(2.0 * gamma) * floor.value)
+    eta = float(group["lr"])
+    if group["intrinsic_lr"] is not None:
+        if group["eta"].item() == 0:
+            return False
+        eta *= group["eta"].item()
+    return group["clip"] is None or eta * grad_norm <= group["clip"] * math.sqrt(2.0 * gamma) * floor.value
 
 
-def _norm_to_record(record: dict[str, Tensor], measured: Tensor | None, clip_factor: Tensor) -> Tensor:
+def _norm_to_record(record: dict[str, Tensor], measured: float | None, clip_factor: float) -> float:
     """Choose between the measured |x| and the one carried from step to step by Pythagoras.
 
     A resumed run measures once more than an uninterrupted one, at its first step. For its log to be the same,
     measurements count only where both make them, or where the carried norm is wrong because the parameters were changed
     from outside.
     """
-    carried = record["next_param_norm"].clone()
+    carried = record["next_param_norm"].item()
     if measured is None:
         return carried
     scheduled = record["steps"].item() % MEASURE_EVERY == 0
-    wrong = not abs(carried.item() - measured.item()) <= CARRIED_TOLERANCE * measured.item()
-    return measured if scheduled or wrong or clip_factor.item() < 1 else carried
+    wrong = not abs(carried - measured) <= CARRIED_TOLERANCE * measured
+    return measured if scheduled or wrong or clip_factor < 1 else carried
 
 
 def _norm(tensors: list[Tensor], group: dict[str, Any]) -> Tensor:

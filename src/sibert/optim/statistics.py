@@ -98,18 +98,18 @@ def record_step(
     record: dict[str, Tensor],
     *,
     gamma: float,
-    step_eta: Tensor,
-    effective_lr: Tensor,
-    param_norm: Tensor,
-    next_param_norm: Tensor,
-    grad_norm: Tensor,
-    clip_factor: Tensor,
-    clipped: Tensor,
-    squared_sigma: Tensor,
-    angular_update: Tensor,
-    hold: Tensor,
+    step_eta: Tensor | float,
+    effective_lr: Tensor | float,
+    param_norm: Tensor | float,
+    next_param_norm: Tensor | float,
+    grad_norm: Tensor | float,
+    clip_factor: Tensor | float,
+    clipped: Tensor | float,
+    squared_sigma: Tensor | float,
+    angular_update: Tensor | float,
+    hold: Tensor | bool,
 ) -> None:
-    """Write one step into a group's scalars, unless it is held.
+    """Write one step into a group's scalars, unless it is held; plain numbers only where the host may read.
 
     Args:
         record: The scalars, changed in place.
@@ -123,10 +123,10 @@ def record_step(
         clipped: Share of the group's vectors with s < 1: 0 or 1 where the group is one vector.
         squared_sigma: (s |g| |x|)^2.
         angular_update: Angle between x before and after the step.
-        hold: 0-dim bool tensor; where True nothing is written.
+        hold: Where True nothing is written.
     """
     last = {
-        "gamma": torch.full_like(step_eta, gamma),
+        "gamma": gamma,
         "step_eta": step_eta,
         "effective_lr": effective_lr,
         "param_norm": param_norm,
@@ -135,15 +135,15 @@ def record_step(
         "angular_update": angular_update,
         "next_param_norm": next_param_norm,
     }
-    one = torch.ones_like(clipped)
-    added = {"steps": one, "window_steps": one, "window_clipped": clipped, "window_squared_sigma": squared_sigma}
-    if synchronisation.host_may_read(hold.device):
-        if not hold.item():
+    added = {"steps": 1.0, "window_steps": 1.0, "window_clipped": clipped, "window_squared_sigma": squared_sigma}
+    if synchronisation.host_may_read(record["steps"].device):
+        if not hold:
             for key, value in last.items():
-                record[key].copy_(value)
+                record[key].fill_(value)
             for key, term in added.items():
                 record[key] += term
         return
+    assert isinstance(hold, Tensor)
     for key, value in last.items():
         record[key].copy_(torch.where(hold, record[key], value))
     for key, term in added.items():
