@@ -1,12 +1,14 @@
-"""Normalised-ReLU attention in blocks of queries that fit a core's cache: memory O(S + T), forward and backward.
+"""Normalised-ReLU attention in blocks of scores that fit a core's cache: memory O(S + T), forward and backward.
 
-A block computes its scores, uses them and forgets them; the backward pass computes them again. What is kept is the
-output and one number per row, the sum of its scores (README.md has the algebra).
+A block, some queries and some keys of a few heads, computes its scores, uses them and forgets them; the backward pass
+computes them again. What is kept is the output and one number per row, the sum of its scores (README.md has the
+algebra). All blocks are computed in the same memory: fresh memory costs more than the arithmetic.
 
 Shape suffixes: B = batch, H = query heads, G = key and value heads, M = H / G, S = query positions, T = key positions,
 K = head width; within a block: U = heads, R = queries, C = keys.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,12 +20,12 @@ from sibert.ops.relu_attention.reference import inverse_or_zero
 
 __all__ = ["blocked_backward", "blocked_forward"]
 
-BLOCK = {torch.float64: 1 << 16, torch.float32: 1 << 17, torch.bfloat16: 1 << 19}
-"""Scores of a block per thread: 512 KiB, half of a common L2 cache, which the keys and values share. In bfloat16 twice
-as much: its products are so fast that the cost of starting them counts."""
+BLOCK = {torch.float64: 1 << 18, torch.float32: 1 << 19, torch.bfloat16: 1 << 20}
+"""Scores of a block per thread, 2 MiB: as large as caches allow, for the cost of starting a product counts. (Measured
+from 2^17 to 2^19 and to 2^21, LOGBOOK, 2026-11-24.)"""
 
 SHORTEST = 64
-"""Fewest queries of a block: below it the products no longer run at the speed of BLAS."""
+"""Fewest queries of a block of short spans: below it the products no longer run at the speed of BLAS."""
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -95,18 +97,20 @@ class Problem:
         """Bring a tensor of the queries' shape into the order of `query`."""
         return rows_BHSX.reshape(*self.query.shape[:-1], rows_BHSX.shape[-1])
 
-    def size(self, tensors: int, dtype: torch.dtype) -> tuple[int, int]:
-        """Heads and queries of a block, if that many tensors of its size and this dtype share the cache."""
+    def size(self, dtype: torch.dtype) -> tuple[int, int, int]:
+        """Heads, queries and keys of a block of this dtype: as nearly square as the lengths allow."""
         _, U, _, S, _ = self.query.shape
+        threads = torch.get_num_threads() if self.query.device.type == "cpu" else 256
         T = self.key.shape[2]
-        budget = BLOCK[dtype] // tensors * (torch.get_num_threads() if self.query.device.type == "cpu" else 256)
-        widest = T
+        side = math.isqrt(BLOCK[dtype])
+        rows, columns = min(S, max(side, BLOCK[dtype] // max(T, 1))), min(T, max(side, BLOCK[dtype] // max(S, 1)))
         if self.lower is not None and self.upper is not None and self.lower.numel():
+            # Neighbouring short spans share a block of as many queries; the scores between them are computed in vain.
             widest = max(1, int((self.upper - self.lower).max()))
-        # Neighbouring short spans share a block of as many queries; the scores between them are computed in vain.
-        rows = widest if 2 * widest < T else budget // max(T, 1)
-        rows = max(1, min(S, max(rows, SHORTEST)))
-        return max(1, min(U, budget // max(1, rows * min(T, widest + rows)))), rows
+            rows = min(rows, max(widest, SHORTEST)) if 2 * widest < T else rows
+            columns = min(columns, widest + rows)
+        rows, columns = max(rows, 1), max(columns, 1)
+        return max(1, min(U, BLOCK[dtype] * threads // (rows * columns))), rows, columns
 
     def chunks(self, size: int) -> Iterator[tuple[int, slice]]:
         """Pairs of an outer index and a slice of heads."""
@@ -122,13 +126,14 @@ class Problem:
             for start in range(0, S, size):
                 yield m, slice(start, min(start + size, S))
 
-    def keys_of(self, o: int, rows: slice) -> slice:
-        """The keys that any query of a block may attend to: the bounds rise from query to query."""
-        if self.lower is None or self.upper is None:
-            return slice(0, self.key.shape[2])
-        lower, upper = self._bounds(o)
-        first, last = max(0, int(lower[rows.start])), int(upper[rows.stop - 1])
-        return slice(first, max(first, last))
+    def keys_of(self, o: int, rows: slice, size: int) -> Iterator[slice]:
+        """The keys that any query of a block may attend to, so many at a time: the bounds rise from query to query."""
+        first, last = 0, self.key.shape[2]
+        if self.lower is not None and self.upper is not None:
+            lower, upper = self._bounds(o)
+            first, last = max(0, int(lower[rows.start])), int(upper[rows.stop - 1])
+        for start in range(first, last, size):
+            yield slice(start, min(start + size, last))
 
     def _bounds(self, o: int) -> tuple[Tensor, Tensor]:
         assert self.lower is not None
@@ -162,6 +167,24 @@ class Problem:
         return ~kept(self.row_keys[o, units, m, rows], columns, self.dropout_p)
 
 
+class Scratch:
+    """Memory in which one block after the other is computed.
+
+    Args:
+        size: Scores of the largest block.
+        dtype: Of the products.
+        device: Of the inputs.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._flat = torch.empty(size, dtype=dtype, device=device)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """The product of two batches of matrices; the next call overwrites it."""
+        shape = (*left.shape[:2], right.shape[2])
+        return torch.bmm(left, right, out=self._flat[: math.prod(shape)].view(shape))
+
+
 def blocked_forward(
     query_BHSK: Tensor,
     key_BGTK: Tensor,
@@ -193,20 +216,23 @@ def blocked_forward(
     out_BHSK = query_BHSK.new_empty(B, H, S, value_BGTK.shape[-1])
     total_BHS = torch.empty((B, H, S), dtype=_sum_dtype(dtype), device=query_BHSK.device)
     out, total = problem.like(out_BHSK), problem.like(total_BHS[..., None])
-    num_units, num_rows = problem.size(1, dtype)
+    num_units, num_rows, num_keys = problem.size(dtype)
+    scratch = Scratch(num_units * num_rows * num_keys, dtype, query_BHSK.device)
     for o, units in problem.chunks(num_units):
         key_UTK, value_UTK = problem.key[o, units].to(dtype), problem.value[o, units].to(dtype)
         for m, rows in problem.blocks(num_rows):
-            keys = problem.keys_of(o, rows)
-            scores_URC = problem.query[o, units, m, rows].to(dtype) @ key_UTK[:, keys].mT
-            scores_URC = problem.restrict_(scores_URC.relu_(), o, units, m, rows, keys)
-            total_UR1 = scores_URC.sum(dim=-1, keepdim=True, dtype=total.dtype)
+            query_URK = problem.query[o, units, m, rows].to(dtype)
+            total_UR1 = total.new_zeros(*query_URK.shape[:2], 1)
+            mixed_URK = total.new_zeros(*query_URK.shape[:2], value_UTK.shape[-1])
+            for keys in problem.keys_of(o, rows, num_keys):
+                scores_URC = scratch.product(query_URK, key_UTK[:, keys].mT)
+                scores_URC = problem.restrict_(scores_URC.relu_(), o, units, m, rows, keys)
+                total_UR1 += scores_URC.sum(dim=-1, keepdim=True, dtype=total.dtype)
+                if (dropped_URC := problem.dropped(o, units, m, rows, keys)) is not None:
+                    scores_URC.masked_fill_(dropped_URC, 0.0)
+                _add_product_(mixed_URK, scores_URC, value_UTK[:, keys])
             total[o, units, m, rows] = total_UR1
-            inverse_UR1 = inverse_or_zero(total_UR1)
-            if (dropped_URC := problem.dropped(o, units, m, rows, keys)) is not None:
-                scores_URC.masked_fill_(dropped_URC, 0.0)
-                inverse_UR1 /= 1.0 - dropout_p
-            out[o, units, m, rows] = (scores_URC @ value_UTK[:, keys]) * inverse_UR1
+            out[o, units, m, rows] = mixed_URK * (inverse_or_zero(total_UR1) / (1.0 - dropout_p))
     return out_BHSK, total_BHS
 
 
@@ -251,27 +277,31 @@ def blocked_backward(
     scaled_BHSK = grad_BHSK.to(total_BHS.dtype) * inverse_BHS1
     shift = problem.like((scaled_BHSK * out_BHSK).sum(dim=-1, keepdim=True)).to(dtype)
     scaled = problem.like(scaled_BHSK).to(dtype)
-    num_units, num_rows = problem.size(2, dtype)
+    num_units, num_rows, num_keys = problem.size(dtype)
+    scratch = [Scratch(num_units * num_rows * num_keys, dtype, query_BHSK.device) for _ in range(2)]
     for o, units in problem.chunks(num_units):
         key_UTK, value_UTK = problem.key[o, units].to(dtype), problem.value[o, units].to(dtype)
         # Sums over blocks in at least float32, whatever the precision of the products.
         sum_key = torch.zeros(key_UTK.shape, dtype=total_BHS.dtype, device=key_UTK.device)
         sum_value = torch.zeros(value_UTK.shape, dtype=total_BHS.dtype, device=key_UTK.device)
         for m, rows in problem.blocks(num_rows):
-            keys = problem.keys_of(o, rows)
             query_URK, scaled_URK = problem.query[o, units, m, rows].to(dtype), scaled[o, units, m, rows]
-            scores_URC = query_URK @ key_UTK[:, keys].mT
-            scores_URC = problem.restrict_(scores_URC.relu_(), o, units, m, rows, keys)
-            grad_URC = scaled_URK @ value_UTK[:, keys].mT
-            mixed_URC = scores_URC
-            if (dropped_URC := problem.dropped(o, units, m, rows, keys)) is not None:
-                grad_URC.masked_fill_(dropped_URC, 0.0).div_(1.0 - dropout_p)
-                mixed_URC = scores_URC.masked_fill(dropped_URC, 0.0).div_(1.0 - dropout_p)
-            _add_product_(sum_value[:, keys], mixed_URC.mT, scaled_URK)
-            grad_URC.sub_(shift[o, units, m, rows])
-            grad_URC = torch.ops.aten.threshold_backward(grad_URC, scores_URC, 0.0)  # where the score is positive
-            grad_query[o, units, m, rows] = grad_URC @ key_UTK[:, keys]
-            _add_product_(sum_key[:, keys], grad_URC.mT, query_URK)
+            sum_query = sum_key.new_zeros(query_URK.shape)
+            for keys in problem.keys_of(o, rows, num_keys):
+                scores_URC = scratch[0].product(query_URK, key_UTK[:, keys].mT)
+                scores_URC = problem.restrict_(scores_URC.relu_(), o, units, m, rows, keys)
+                grad_URC = scratch[1].product(scaled_URK, value_UTK[:, keys].mT)
+                mixed_URC = scores_URC
+                if (dropped_URC := problem.dropped(o, units, m, rows, keys)) is not None:
+                    grad_URC.masked_fill_(dropped_URC, 0.0).div_(1.0 - dropout_p)
+                    mixed_URC = scores_URC.masked_fill(dropped_URC, 0.0).div_(1.0 - dropout_p)
+                _add_product_(sum_value[:, keys], mixed_URC.mT, scaled_URK)
+                grad_URC.sub_(shift[o, units, m, rows])
+                # Where the score is positive.
+                torch.ops.aten.threshold_backward.grad_input(grad_URC, scores_URC, 0.0, grad_input=grad_URC)
+                _add_product_(sum_query, grad_URC, key_UTK[:, keys])
+                _add_product_(sum_key[:, keys], grad_URC.mT, query_URK)
+            grad_query[o, units, m, rows] = sum_query
         grad_key[o, units] = sum_key
         grad_value[o, units] = sum_value
     return grad_query_BHSK, grad_key.view(key_BGTK.shape), grad_value.view(value_BGTK.shape)

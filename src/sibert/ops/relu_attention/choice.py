@@ -12,12 +12,9 @@ __all__ = ["BACKENDS", "Backend", "Choice", "choose_backend"]
 Backend = Literal["auto", "reference", "deferred", "blocked", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-SHORT = {torch.bfloat16: 1 << 18}
-"""Largest S * T up to which the scores of a head are kept for the backward pass: 512^2 in bfloat16, whose products are
-so fast that blocks cost more than they save, ..."""
-
-SHORT_OTHERWISE = 1 << 16
-"""... and 256^2 elsewhere: 256 KiB in float32, which a core's cache holds, as large as a block."""
+SHORT = 1 << 16
+"""Largest S * T up to which the scores of a head are kept for the backward pass: 256^2, which a core's cache holds.
+Beyond it, blocks are faster in float32 and in bfloat16 (LOGBOOK, 2026-11-24)."""
 
 WIDEST = 256
 """Head width up to which a block of queries, keys and values fits the shared memory of a multiprocessor."""
@@ -67,7 +64,7 @@ def choose_backend(
     if query_BHSK.device.type == "cuda" and _obstacle("triton", query_BHSK, need_weights) is None:
         return Choice("triton", "a CUDA device, triton and a dtype and head width that the kernels take")
     scores = query_BHSK.shape[2] * key_BGTK.shape[2]
-    if scores <= SHORT.get(query_BHSK.dtype, SHORT_OTHERWISE) and query_BHSK.dtype != torch.float16:
+    if scores <= SHORT and query_BHSK.dtype != torch.float16:
         return Choice("deferred", "the sequences are so short that computing scores twice costs more than keeping them")
     return Choice("blocked", "memory does not grow with the product of the lengths")
 
