@@ -8,6 +8,7 @@ Shape suffixes: B = batch, H = query heads, G = key and value heads, M = H / G, 
 K = head width; within a block: U = heads, R = queries, C = keys.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,9 +106,8 @@ class Problem:
         side = math.isqrt(BLOCK[dtype])
         rows, columns = min(S, max(side, BLOCK[dtype] // max(T, 1))), min(T, max(side, BLOCK[dtype] // max(S, 1)))
         if self.lower is not None and self.upper is not None and self.lower.numel():
-            # Neighbouring short spans share a block of as many queries; the scores between them are computed in vain.
             widest = max(1, int((self.upper - self.lower).max()))
-            rows = min(rows, max(widest, SHORTEST)) if 2 * widest < T else rows
+            rows = min(rows, max(widest, SHORTEST))
             columns = min(columns, widest + rows)
         rows, columns = max(rows, 1), max(columns, 1)
         return max(1, min(U, BLOCK[dtype] * threads // (rows * columns))), rows, columns
@@ -119,12 +119,30 @@ class Problem:
             for start in range(0, U, size):
                 yield o, slice(start, min(start + size, U))
 
-    def blocks(self, size: int) -> Iterator[tuple[int, slice]]:
+    def blocks(self, o: int, size: int) -> Iterator[tuple[int, slice]]:
         """Pairs of a query head within its group and a slice of queries."""
-        M, S = self.query.shape[2:4]
-        for m in range(M):
-            for start in range(0, S, size):
-                yield m, slice(start, min(start + size, S))
+        edges = self._edges(o, size)
+        for m in range(self.query.shape[2]):
+            for start, stop in itertools.pairwise(edges):
+                yield m, slice(start, stop)
+
+    def _edges(self, o: int, size: int) -> list[int]:
+        """Where blocks of queries begin and end: every `size` queries, and, not too often, where another span begins.
+
+        Queries of different spans in one block compute the scores between them in vain.
+        """
+        S = self.query.shape[3]
+        changes = []
+        if self.lower is not None and self.upper is not None and S:
+            lower, _ = self._bounds(o)
+            changes = ((lower[1:] != lower[:-1]).nonzero().flatten() + 1).tolist()
+        edges = [0]
+        for change in [*changes, S]:
+            while change - edges[-1] > size:
+                edges.append(edges[-1] + size)
+            if change - edges[-1] >= SHORTEST or change == S > edges[-1]:
+                edges.append(change)
+        return edges
 
     def keys_of(self, o: int, rows: slice, size: int) -> Iterator[slice]:
         """The keys that any query of a block may attend to, so many at a time: the bounds rise from query to query."""
@@ -220,7 +238,7 @@ def blocked_forward(
     scratch = Scratch(num_units * num_rows * num_keys, dtype, query_BHSK.device)
     for o, units in problem.chunks(num_units):
         key_UTK, value_UTK = problem.key[o, units].to(dtype), problem.value[o, units].to(dtype)
-        for m, rows in problem.blocks(num_rows):
+        for m, rows in problem.blocks(o, num_rows):
             query_URK = problem.query[o, units, m, rows].to(dtype)
             total_UR1 = total.new_zeros(*query_URK.shape[:2], 1)
             mixed_URK = total.new_zeros(*query_URK.shape[:2], value_UTK.shape[-1])
@@ -284,7 +302,7 @@ def blocked_backward(
         # Sums over blocks in at least float32, whatever the precision of the products.
         sum_key = torch.zeros(key_UTK.shape, dtype=total_BHS.dtype, device=key_UTK.device)
         sum_value = torch.zeros(value_UTK.shape, dtype=total_BHS.dtype, device=key_UTK.device)
-        for m, rows in problem.blocks(num_rows):
+        for m, rows in problem.blocks(o, num_rows):
             query_URK, scaled_URK = problem.query[o, units, m, rows].to(dtype), scaled[o, units, m, rows]
             sum_query = sum_key.new_zeros(query_URK.shape)
             for keys in problem.keys_of(o, rows, num_keys):
