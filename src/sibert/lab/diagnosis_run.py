@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sibert.data import EpochSampler, MaskedDataset, collate, prepare_corpus
+from sibert.data import EpochSampler, MaskedDataset, collate
 from sibert.lab.diagnosis import BATCHES, Diagnosis, diagnose
 from sibert.lab.diagnosis_advice import advice
 from sibert.lab.diagnosis_groups import Rates, Standing
@@ -30,6 +30,7 @@ from sibert.models import (
 from sibert.reporting import Run, load_run
 from sibert.training import PretrainRecipe, RunDirectory
 from sibert.training.pretrain import TWIN_LR, TWIN_WEIGHT_DECAY
+from sibert.training.pretraining_corpus import pretraining_corpus
 
 __all__ = ["diagnose_run"]
 
@@ -109,16 +110,7 @@ def _model(recipe: PretrainRecipe, run: Path) -> Any:
 def _batches(recipe: PretrainRecipe, run: Path) -> Iterator[dict[str, Tensor]]:
     """Batches of the training text with new masks, without end."""
     tokenizer = RunDirectory(run).tokenizer
-    corpus = prepare_corpus(
-        recipe.data or None,
-        tokenizer=str(tokenizer if tokenizer.exists() else run),
-        seq_length=recipe.seq_length,
-        next_sentence=recipe.next_sentence,
-        streaming=recipe.streaming,
-        validation_fraction=recipe.validation_fraction,
-        documents=recipe.documents,
-        text_column=recipe.text_column,
-    )
+    corpus = pretraining_corpus(recipe, str(tokenizer if tokenizer.exists() else run))
     train = corpus.masked_train(mask_rate=recipe.mask_rate, whole_word=recipe.whole_word, seed=recipe.seed)
     batch: list[Any] = []
     for epoch in count(NEW_MASKS):

@@ -28,7 +28,6 @@ from sibert.data import (
     PreparedCorpus,
     TokenFrequencies,
     collate,
-    prepare_corpus,
     unigram_entropy,
 )
 from sibert.models import (
@@ -47,6 +46,7 @@ from sibert.training.callbacks import ProgressCallback, SignalCallback, exit_sta
 from sibert.training.checkpoints import discard_after, latest_checkpoint
 from sibert.training.environment import environment
 from sibert.training.metrics import MetricsFile
+from sibert.training.pretraining_corpus import pretraining_corpus
 from sibert.training.recipe import PretrainRecipe
 from sibert.training.run_directory import RunDirectory
 from sibert.training.trainer import PretrainTrainer
@@ -297,18 +297,7 @@ def _prepare(
     # The tokenizer of the run, not one trained anew: WordPiece training may differ from process to process.
     own_tokenizer = str(run.tokenizer) if run.tokenizer.exists() else recipe.tokenizer
     with arguments.main_process_first(local=False, desc="corpus") if arguments.world_size > 1 else nullcontext():
-        corpus = prepare_corpus(
-            recipe.data or None,
-            tokenizer=own_tokenizer,
-            vocab_size=recipe.vocab_size,
-            lowercase=recipe.lowercase,
-            seq_length=recipe.seq_length,
-            next_sentence=recipe.next_sentence,
-            streaming=recipe.streaming,
-            validation_fraction=recipe.validation_fraction,
-            documents=recipe.documents,
-            text_column=recipe.text_column,
-        )
+        corpus = pretraining_corpus(recipe, own_tokenizer)
         if arguments.process_index == 0 and not run.tokenizer.exists():
             corpus.tokenizer.save_pretrained(run.tokenizer)
             run.write_json("corpus.json", corpus.report.to_dict())
