@@ -19,7 +19,7 @@ PUBLIC = {
     "sibert.data": {
         "Corpus", "CorpusReport", "EpochSampler", "LengthSampler", "MaskedDataset", "PreparedCorpus",
         "StreamingMaskedDataset",
-        "collate", "find_sources", "load_corpus", "load_tokenizer", "prepare_corpus",
+        "collate", "collate_flat", "find_sources", "flatten", "load_corpus", "load_tokenizer", "prepare_corpus",
         "TokenFrequencies", "train_tokenizer", "unigram_entropy",
     },
     "sibert.evaluation": {

@@ -61,6 +61,9 @@ def finetune(
     eval_every: int = typer.Option(None, help="Steps between evaluations. Default: an epoch.", rich_help_panel=RUN),
     patience: int = typer.Option(None, help="Stop after so many evaluations in vain.", rich_help_panel=RUN),
     precision: str = typer.Option("fp32", help="fp32, bf16, fp16.", rich_help_panel=RUN),
+    backend: str = typer.Option(
+        "auto", help="auto: fast paths; reference: padded batches, attention as defined.", rich_help_panel=RUN
+    ),
     device: str = typer.Option("auto", help="auto or cpu.", rich_help_panel=RUN),
     baselines: bool = typer.Option(
         False, "--baselines", help="Score the majority and a bag of words, too.", rich_help_panel=RUN

@@ -108,6 +108,9 @@ def pretrain(
     chunked_loss: bool = typer.Option(
         False, "--chunked-loss", help="Less memory: logits of a few positions at a time.", rich_help_panel=RUN
     ),
+    backend: str = typer.Option(
+        "auto", help="auto: fast paths; reference: padded batches, attention as defined.", rich_help_panel=RUN
+    ),
     workers: int = typer.Option(0, help="Data-loading processes.", rich_help_panel=RUN),
     log_every: int = typer.Option(10, help="Steps between records.", rich_help_panel=RUN),
     eval_every: int = typer.Option(None, help="Steps between evaluations. Default: steps / 10.", rich_help_panel=RUN),

@@ -1,6 +1,7 @@
 """Text in, masked batches out: corpora, tokenizers, packing, masking and sampling."""
 
 from sibert.data.corpora import Corpus, CorpusReport, load_corpus
+from sibert.data.flattening import collate_flat, flatten
 from sibert.data.frequencies import TokenFrequencies
 from sibert.data.masking import MaskedDataset, unigram_entropy
 from sibert.data.preparation import PreparedCorpus, prepare_corpus
@@ -27,5 +28,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they do)
     "MaskedDataset",
     "StreamingMaskedDataset",
     "collate",
+    "collate_flat",
+    "flatten",
     "unigram_entropy",
 ]

@@ -4,6 +4,7 @@ Shapes: B texts, T tokens, D features.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["contrastive_loss", "mean_pooled", "retrieval_accuracy", "write_modules"]
+from sibert.models.flat_batch import FlatBatch
+
+__all__ = ["contrastive_loss", "embeddings_of", "mean_pooled", "retrieval_accuracy", "write_modules"]
 
 TEMPERATURE = 0.05
 """Of the cosines, as in SimCSE (arXiv 2104.08821, section 3)."""
@@ -30,6 +33,22 @@ def mean_pooled(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """
     weights_BT1 = mask_BT[..., None].to(hidden_BTD.dtype)
     return F.normalize((hidden_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1).clamp_min(1), dim=-1)
+
+
+def embeddings_of(hidden_BTD: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """The embeddings of a batch, padded or flat.
+
+    Args:
+        hidden_BTD: Last hidden state, [1, N, D] of a flat batch of N tokens.
+        inputs: Of the model: `attention_mask` [B, T], or the bounds of the texts.
+
+    Returns:
+        [B, D].
+    """
+    if "cu_seq_lens_q" not in inputs:
+        return mean_pooled(hidden_BTD, inputs["attention_mask"])
+    flat = FlatBatch.of(inputs["cu_seq_lens_q"], inputs["max_length_q"], hidden_BTD.shape[1])
+    return mean_pooled(flat.pad(hidden_BTD[0]), flat.mask_ST)
 
 
 def contrastive_loss(anchors_BD: Tensor, positives_BD: Tensor) -> Tensor:

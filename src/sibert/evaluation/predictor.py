@@ -11,7 +11,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sibert.evaluation.embeddings import mean_pooled, retrieval_accuracy
+from sibert.data import flatten
+from sibert.evaluation.embeddings import embeddings_of, retrieval_accuracy
 from sibert.evaluation.entities import entity_scores
 from sibert.evaluation.examples import Examples
 from sibert.evaluation.metrics import score
@@ -19,6 +20,7 @@ from sibert.evaluation.spans import answers_from_scores
 from sibert.evaluation.squad_scores import SquadScores, squad_scores
 from sibert.evaluation.tasks import Task, task_named
 from sibert.evaluation.tokenization import CHUNK, Row, Tokenization
+from sibert.models import SibertPreTrainedModel
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -47,6 +49,7 @@ class Predictor:
         batch_size: Rows at once.
         no_answer_threshold: Of questions: evidence for no answer above it means none; None = always an answer.
         cut: Texts that were longer than the model reads, so far.
+        flat: Whether SIBERT gets batches without padding; other models never do.
     """
 
     model: nn.Module
@@ -56,6 +59,7 @@ class Predictor:
     batch_size: int = 64
     no_answer_threshold: float | None = None
     cut: int = 0
+    flat: bool = True
 
     @classmethod
     def load(cls, folder: str | Path, *, batch_size: int = 64, device: str = "cpu") -> "Predictor":
@@ -275,16 +279,26 @@ class Predictor:
 
     @torch.inference_mode()
     def _batch(self, rows: Sequence[Row], names: Sequence[str]) -> list[tuple[np.ndarray, ...]]:
-        padded = self.tokenization.tokenizer.pad(list(rows), return_tensors="pt")
+        flat = self.flat and isinstance(self.model, SibertPreTrainedModel)
+        batch = flatten(rows) if flat else dict(self.tokenization.tokenizer.pad(list(rows), return_tensors="pt"))
         device = next(self.model.parameters()).device
-        result = self.model(**{name: tensor.to(device) for name, tensor in padded.items()})
-        tensors: list[Tensor] = [result[name].float().cpu() for name in names]
+        batch = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in batch.items()}
+        result = self.model(**batch)
+        several = [result[name].float() for name in names]
         if self.task.kind == "embedding":
-            tensors = [mean_pooled(tensor, padded["attention_mask"]) for tensor in tensors]
-        along_tokens = self.task.kind in ("qa", "token-classification")
-        # Padding may be on either side; the tokenizer says where.
-        masks = padded["attention_mask"].bool()
-        return [
-            tuple((tensor[i][masks[i]] if along_tokens else tensor[i]).numpy() for tensor in tensors)
-            for i in range(len(rows))
-        ]
+            several = [embeddings_of(hidden, batch) for hidden in several]
+        several = [tensor.cpu() for tensor in several]
+        if self.task.kind not in ("qa", "token-classification"):
+            return [tuple(tensor[i].numpy() for tensor in several) for i in range(len(rows))]
+        return list(zip(*(_by_row(tensor, rows, batch) for tensor in several), strict=True))
+
+
+def _by_row(scores: Tensor, rows: Sequence[Row], batch: Mapping[str, Any]) -> list[np.ndarray]:
+    """Scores of the tokens of each row, without padding, which may be on either side; the tokenizer says where."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    if "attention_mask" in batch:
+        masks = batch["attention_mask"].bool().cpu()
+        return [one[mask].numpy() for one, mask in zip(scores, masks, strict=True)]
+    if len(scores) == 1 and scores.shape[1] == sum(lengths):
+        return [one.numpy() for one in torch.split(scores[0], lengths)]
+    return [one[:length].numpy() for one, length in zip(scores, lengths, strict=True)]

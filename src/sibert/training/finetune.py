@@ -18,10 +18,10 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
-from sibert.data import LengthSampler
+from sibert.data import LengthSampler, flatten
 from sibert.evaluation import Examples, examples_of, task_named
 from sibert.evaluation.baselines import bag_of_words, majority
-from sibert.evaluation.embeddings import contrastive_loss, mean_pooled, write_modules
+from sibert.evaluation.embeddings import contrastive_loss, embeddings_of, write_modules
 from sibert.evaluation.predictor import DESCRIPTION, Predictor
 from sibert.evaluation.sources import held_out, task_rows
 from sibert.evaluation.tokenization import Tokenization
@@ -32,7 +32,13 @@ from sibert.training.environment import environment
 from sibert.training.finetune_recipe import FinetuneRecipe
 from sibert.training.metrics import MetricsFile, optimizer_state_bytes, peak_memory_bytes
 from sibert.training.run_directory import RunDirectory
-from sibert.training.task_model import build_task_model, build_task_optimizer, load_tokenizer, optimizer_of
+from sibert.training.task_model import (
+    build_task_model,
+    build_task_optimizer,
+    load_tokenizer,
+    optimizer_of,
+    takes_flat_batches,
+)
 
 __all__ = ["FinetuneDirectory", "TaskTrainer", "load_examples", "run_finetuning"]
 
@@ -108,8 +114,7 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         if self.examples.task.kind != "embedding":
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         anchors_BD, positives_BD = (
-            mean_pooled(model(**inputs[name]).last_hidden_state, inputs[name]["attention_mask"])
-            for name in ("anchor", "positive")
+            embeddings_of(model(**inputs[name]).last_hidden_state, inputs[name]) for name in ("anchor", "positive")
         )
         loss = contrastive_loss(anchors_BD, positives_BD)
         return (loss, {}) if return_outputs else loss
@@ -232,7 +237,6 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
         length = min(QUESTION_LENGTH, getattr(model.config, "max_position_embeddings", None) or QUESTION_LENGTH)
     reading = Tokenization.of(model, tokenizer, length, recipe.stride)
     rows, more = reading.training(examples)
-    predictor = Predictor(model, reading, examples.task, examples.labels, batch_size=2 * recipe.batch_size)
     pairs = examples.task.kind == "embedding"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     batch = recipe.batch_size * processes
@@ -242,10 +246,13 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
     steps = max(1, round(recipe.epochs * per_epoch))
     optimizer, lr_schedule = build_task_optimizer(recipe, model, steps)
     name = optimizer_of(recipe, model)
+    arguments = _arguments(recipe, run, steps, per_epoch, clipped=name == "clipped_sgd", drop_last=pairs)
+    flat = takes_flat_batches(recipe, model, arguments)
+    predictor = Predictor(model, reading, examples.task, examples.labels, batch_size=2 * recipe.batch_size, flat=flat)
     trainer = TaskTrainer(
         model=model,
-        args=_arguments(recipe, run, steps, per_epoch, clipped=name == "clipped_sgd", drop_last=pairs),
-        data_collator=_collator(examples, tokenizer),
+        args=arguments,
+        data_collator=_collator(examples, tokenizer, flat=flat),
         train_dataset=rows,
         eval_dataset=examples.splits[evaluated_splits(examples)[0]],
         processing_class=tokenizer,
@@ -274,26 +281,29 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
     return trainer, signals
 
 
-def _collator(examples: Examples, tokenizer: Any) -> Any:
+def _collator(examples: Examples, tokenizer: Any, *, flat: bool) -> Any:
     from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
     if examples.task.kind == "embedding":
-        return _PairCollator(tokenizer)
+        return _PairCollator(tokenizer, flat)
+    if flat:
+        return flatten
     tags = examples.task.kind == "token-classification"
     return DataCollatorForTokenClassification(tokenizer) if tags else DataCollatorWithPadding(tokenizer)
 
 
 @dataclass(frozen=True)
 class _PairCollator:
-    """Pads anchors and positives, each for themselves."""
+    """Pads or flattens anchors and positives, each for themselves."""
 
     tokenizer: Any
+    flat: bool
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            name: dict(self.tokenizer.pad([{"input_ids": row[name]} for row in rows], return_tensors="pt"))
-            for name in ("anchor", "positive")
-        }
+        several = {name: [{"input_ids": row[name]} for row in rows] for name in ("anchor", "positive")}
+        if self.flat:
+            return {name: flatten(parts) for name, parts in several.items()}
+        return {name: dict(self.tokenizer.pad(parts, return_tensors="pt")) for name, parts in several.items()}
 
 
 def _arguments(

@@ -14,6 +14,7 @@ __all__ = ["FinetuneRecipe"]
 OptimizerName = Literal["clipped_sgd", "lamb", "adamw"]
 Granularity = Literal["row", "matrix"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Backend = Literal["auto", "reference"]
 
 EQUILIBRIUM_TIMES = 0.1
 """D in intrinsic_lr = D / total_steps. Rotation alone would leave cos(final, initial) = exp(-D) of the pre-trained
@@ -39,8 +40,9 @@ class FinetuneRecipe:
     `warmup_share` of the steps, for all but ClippedSGD; `batch_size` of a process.
 
     Run: `seed`, `eval_every` (steps; None = an epoch), `patience` (evaluations without a better score after which it
-    stops; None = never), `precision`, `device` ("auto" or "cpu"), `baselines` (whether to score the majority and a bag
-    of words, too).
+    stops; None = never), `precision`, `backend` ("auto": the fast paths, SIBERT's rows without padding among them;
+    "reference": padded batches, and normalised-ReLU attention as it is defined), `device` ("auto" or "cpu"),
+    `baselines` (whether to score the majority and a bag of words, too).
 
     Raises:
         ValueError: On a choice that is out of range or makes no sense beside another one.
@@ -73,6 +75,7 @@ class FinetuneRecipe:
     eval_every: int | None = None
     patience: int | None = None
     precision: Precision = "fp32"
+    backend: Backend = "auto"
     device: Literal["auto", "cpu"] = "auto"
     baselines: bool = False
 
@@ -85,6 +88,7 @@ class FinetuneRecipe:
             "optimizer": (None, *get_args(OptimizerName)),
             "schedule": tuple(SCHEDULES),
             "precision": get_args(Precision),
+            "backend": get_args(Backend),
             "device": ("auto", "cpu"),
         }
         for name, allowed in choices.items():

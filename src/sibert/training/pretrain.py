@@ -28,6 +28,7 @@ from sibert.data import (
     PreparedCorpus,
     TokenFrequencies,
     collate,
+    collate_flat,
     unigram_entropy,
 )
 from sibert.models import (
@@ -104,6 +105,8 @@ def build_model(
         _scale(model, recipe.initial_scale)
     if recipe.model == "sibert":
         model.base_model.embeddings.one_gradient = recipe.invariance != "joint"
+        if recipe.backend == "reference":
+            model.set_attention_backend("reference")
     if recipe.precision == "bf16-weights":
         _to_bfloat16(model)
     if recipe.gradient_checkpointing:
@@ -336,7 +339,7 @@ def _build_trainer(
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
-        data_collator=collate,
+        data_collator=collate_flat if _is_flat(recipe, arguments) else collate,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
@@ -354,6 +357,14 @@ def _build_trainer(
     if trainer.is_world_process_zero():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.tensorboard))))
     return trainer, signals
+
+
+def _is_flat(recipe: PretrainRecipe, arguments: TrainingArguments) -> bool:
+    """Whether there is padding that can be left out: pairs are of any length, blocks are full.
+
+    `torch.nn.DataParallel`, which Trainer takes for several GPUs of one process, would cut a flat batch anywhere.
+    """
+    return recipe.backend == "auto" and recipe.model == "sibert" and recipe.next_sentence and arguments.n_gpu <= 1
 
 
 def _announce(

@@ -14,6 +14,7 @@ Model = Literal["sibert", "bert", "modernbert"]
 OptimizerName = Literal["clipped_sgd", "adamw", "lamb", "sgd"]
 ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
 Precision = Literal["fp32", "bf16", "bf16-weights", "fp16"]
+Backend = Literal["auto", "reference"]
 
 LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.001, "row": 0.001}
 """At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.045 at 0.001. Larger
@@ -47,6 +48,9 @@ class PretrainRecipe:
     and rounds their steps stochastically; the final model is saved in float32), `gradient_checkpointing`,
     `gradient_release` (`GradientRelease`: the same run, bit for bit, with the gradients of one layer at a time),
     `chunked_loss` (the logits of a few positions at a time: for large batches and vocabularies; rounding differs).
+
+    Speed: `backend` ("auto": the fast paths, SIBERT's sentence pairs without padding among them; "reference": padded
+    batches, and normalised-ReLU attention as it is defined; the same run but for rounding and the draws of dropout).
 
     Run: `seed`, `workers` (data-loading processes), `log_every`, `eval_every`,
     `save_every` (steps), `keep_checkpoints`, `device` ("auto" or "cpu").
@@ -93,6 +97,7 @@ class PretrainRecipe:
     gradient_checkpointing: bool = False
     gradient_release: bool = False
     chunked_loss: bool = False
+    backend: Backend = "auto"
     workers: int = 0
     log_every: int = 10
     eval_every: int | None = None
@@ -115,6 +120,7 @@ class PretrainRecipe:
             "optimizer": (None, *get_args(OptimizerName)),
             "schedule": get_args(ScheduleName),
             "precision": get_args(Precision),
+            "backend": get_args(Backend),
             "device": ("auto", "cpu"),
         }
         for name, allowed in choices.items():

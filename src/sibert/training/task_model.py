@@ -8,11 +8,12 @@ import torch
 import transformers
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from sibert import conversion
 from sibert.evaluation import Examples
 from sibert.evaluation.predictor import HEADS
+from sibert.models import SibertPreTrainedModel
 from sibert.models.example_inputs import config_of_folder
 from sibert.optim import ClippedSGD, Hybrid, Lamb, ScaleInvariantModel, param_groups, schedule, schedule_groups
 from sibert.training.converted import is_converted
@@ -24,7 +25,7 @@ from sibert.training.finetune_recipe import (
     OptimizerName,
 )
 
-__all__ = ["build_task_model", "build_task_optimizer", "load_tokenizer", "optimizer_of"]
+__all__ = ["build_task_model", "build_task_optimizer", "load_tokenizer", "optimizer_of", "takes_flat_batches"]
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
@@ -90,9 +91,25 @@ def build_task_model(recipe: FinetuneRecipe, examples: Examples) -> tuple[PreTra
         raise ValueError(f"{recipe.model} lacks weights of its encoder ({', '.join(sorted(body)[:3])}): it is damaged")
     if examples.task.kind == "embedding" and getattr(model, "pooler", None) is not None:
         model.pooler = None  # means of tokens do not pass through it, so nothing would train it
+    if recipe.backend == "reference" and isinstance(model, SibertPreTrainedModel):
+        model.set_attention_backend("reference")
     if recipe.convert:
         conversion.make_scale_invariant(model, granularity=recipe.convert)
     return model, notes
+
+
+def takes_flat_batches(recipe: FinetuneRecipe, model: PreTrainedModel, arguments: TrainingArguments) -> bool:
+    """Whether batches come without padding: for SIBERT as it is.
+
+    `torch.nn.DataParallel`, which Trainer takes for several GPUs of one process, would cut a flat batch anywhere.
+
+    Args:
+        recipe: The recipe.
+        model: Of `build_task_model`.
+        arguments: Of the trainer.
+    """
+    own = isinstance(model, SibertPreTrainedModel) and not recipe.convert
+    return recipe.backend == "auto" and own and arguments.n_gpu <= 1
 
 
 def optimizer_of(recipe: FinetuneRecipe, model: PreTrainedModel) -> OptimizerName:

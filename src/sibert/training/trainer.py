@@ -90,7 +90,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Collect the micro-batches of a step, and count the targets and the sequences of the global batch."""
         batches, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
-        sequences = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
+        sequences = torch.tensor(sum(_sequences(batch) for batch in batches), device=device)
         if self.args.world_size > 1:
             sequences = self.accelerator.gather(sequences).sum()
         self._sequences_in_batch = sequences
@@ -213,7 +213,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
             labels_BP, follows_B = inputs.pop("labels"), inputs.pop("next_sentence_label", None)
             with self.accelerator.autocast():
                 outputs = model(**inputs)
-            rows_BN = _score_rows(outputs, labels_BP, follows_B)
+            rows_BN = _score_rows(outputs, labels_BP, follows_B, inputs)
             total += self.accelerator.gather_for_metrics(rows_BN).double().sum(dim=0).cpu()
         model.train(was_training)
         return dict(zip(names, total.tolist(), strict=True))
@@ -250,12 +250,17 @@ class _StepCounter(TrainerCallback):  # type: ignore[misc]
         self.window.steps += 1
 
 
-def _score_rows(outputs: Any, labels_BP: Tensor, follows_B: Tensor | None) -> Tensor:
+def _sequences(batch: dict[str, Any]) -> int:
+    bounds = batch.get("cu_seq_lens_q")
+    return len(batch["input_ids"]) if bounds is None else len(bounds) - 1
+
+
+def _score_rows(outputs: Any, labels_BP: Tensor, follows_B: Tensor | None, inputs: dict[str, Any]) -> Tensor:
     """Score each sequence: summed masked-LM loss, targets, hits; next-sentence loss, 1, hit (0, 0, 0 without pairs)."""
     logits_BPV = outputs["logits"] if "logits" in outputs else outputs["prediction_logits"]
     loss_BP = F.cross_entropy(logits_BPV.float().transpose(1, 2), labels_BP, ignore_index=IGNORED, reduction="none")
     correct_BP = (logits_BPV.argmax(dim=-1) == labels_BP) & (labels_BP != IGNORED)
-    columns = [loss_BP.sum(dim=1), (labels_BP != IGNORED).sum(dim=1).float(), correct_BP.sum(dim=1).float()]
+    columns = [_by_sequence(scores_BP, inputs) for scores_BP in (loss_BP, labels_BP != IGNORED, correct_BP)]
     if follows_B is None:
         columns += [torch.zeros_like(columns[0])] * 3
     else:
@@ -266,6 +271,15 @@ def _score_rows(outputs: Any, labels_BP: Tensor, follows_B: Tensor | None) -> Te
             (relationship_B2.argmax(dim=-1) == follows_B).float(),
         ]
     return torch.stack(columns, dim=1)
+
+
+def _by_sequence(scores_BP: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """Sum the scores of the targets of each sequence."""
+    bounds = inputs.get("cu_seq_lens_q")
+    if bounds is None:
+        return scores_BP.sum(dim=1).float()
+    sequence_P = torch.searchsorted(bounds[1:].contiguous(), inputs["masked_positions"][0].to(bounds.dtype), right=True)
+    return scores_BP.new_zeros(len(bounds) - 1, dtype=torch.float32).index_add(0, sequence_P, scores_BP[0].float())
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
