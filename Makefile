@@ -16,8 +16,8 @@ LAB_RUN ?= runs/lab
 DEMO_TEXT ?= returns the [MASK] of the list
 # Two workers, a file each: fixtures that train a model are shared by the tests of their file.
 PYTEST_OPTIONS ?= -n 2 --dist loadfile
-# `make bench BENCH=robustness` runs benchmarks/robustness.py alone.
-BENCH ?= *
+# `make bench BENCH=robustness` runs benchmarks/robustness.py alone. By default those whose rows the README shows.
+BENCH ?= attention optimizer_step pretraining_throughput finetuning_step memory growth data_path
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -106,11 +106,12 @@ check-env: $(VENV)/stage-dev ## check that the environment is consistent and fre
 	$(BIN)/python -m pip check
 	$(BIN)/python .ci/check_environment.py
 
-bench: $(VENV)/stage-runtime ## run the benchmarks (hours); BENCH=name for one of them
-	@for script in benchmarks/$(BENCH).py; do \
+bench: $(VENV)/stage-runtime ## measure speed and memory beside the peers (20 minutes), and renew the README's table; BENCH="name ..." for others
+	@for script in $(BENCH); do \
 	  echo "$$script"; \
-	  $(OFFLINE) $(BIN)/python "$$script"; \
+	  $(OFFLINE) $(BIN)/python "benchmarks/$$script.py"; \
 	done
+	$(BIN)/python docs/figures/performance.py
 
 bench-quality-smoke: $(VENV)/stage-runtime ## the comparison of forms and optimizers from end to end, far too small to say anything
 	rm -f runs/quality/smoke.jsonl

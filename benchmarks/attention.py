@@ -14,20 +14,22 @@ they are packed. On CUDA: 16 heads of width 64
 and 128, 16,384 tokens in bfloat16, padded (every other sequence is half padding) and packed (sequences of many lengths
 end to end); the peers are SDPA by FlashAttention and by cuDNN, and FlexAttention with a score function that makes
 softmax compute the same weights (exp(log ReLU(s)) = ReLU(s)). Peak memory is that of forward and backward on one
-sequence, beyond the inputs: on the CPU that of the tensors a dispatch mode sees alive (not what is inside a kernel of
-PyTorch), on CUDA the allocator's. With TRITON_INTERPRET=1 the smoke test runs the fused kernels, too.
+sequence, beyond the inputs: on the CPU that of the process, on CUDA the allocator's. With TRITON_INTERPRET=1 the smoke
+test runs the fused kernels, too.
 
 Operations per second count 4 S T K a head forward and 10 S T K backward, for all alike, masked or not.
 """
 
 import argparse
 import contextlib
+import ctypes
 import functools
+import gc
 import json
 import math
 import os
 import statistics
-import weakref
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +40,6 @@ from alternation import alternate, machine, summary
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sibert.ops.relu_attention import choose_backend, relu_attention
 
@@ -244,30 +244,14 @@ def gate(case: Case, tensors: Tensors, competing: dict[str, Attention], device: 
     return errors
 
 
-class LiveBytes(TorchDispatchMode):
-    """Keeps the peak of the bytes of tensors that operations make and that are alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._forget, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _forget(self, size: int) -> None:
-        self.now -= size
+def resident(kind: str) -> int:
+    """Bytes of memory of this process: "VmRSS" now, "VmHWM" at most since the mark was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
-def peak_bytes(case: Case, attention: Attention, device: torch.device) -> int:
-    """Of forward and backward beyond what was there before."""
+def peak_bytes(case: Case, attention: Attention, device: torch.device) -> int | None:
+    """Of forward and backward beyond what was there before; None where the system does not tell."""
     tensors = Tensors(case, device)
     if device.type == "cuda":
         tensors.both(attention)
@@ -276,11 +260,14 @@ def peak_bytes(case: Case, attention: Attention, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         tensors.both(attention)
         return torch.cuda.max_memory_allocated(device) - before
-    with LiveBytes() as counter:
-        for tensor in tensors.inputs:
-            counter.known.add(tensor.untyped_storage())
-        tensors.both(attention)
-    return counter.peak
+    if not sys.platform.startswith("linux"):
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would hide what is needed
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    before = resident("VmRSS")
+    tensors.both(attention)
+    return resident("VmHWM") - before
 
 
 def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
@@ -370,8 +357,9 @@ def growth(found: dict[Case, dict[str, Any]], longest_of: int = 4) -> dict[str, 
                 for name in sorted(names)
             },
             "memory": {
-                name: slope(lengths, [float(found[c]["peak_bytes_of_one_sequence"][name]) for c in ones])
+                name: slope(lengths, peaks)
                 for name in sorted(names)
+                if all(peaks := [found[c]["peak_bytes_of_one_sequence"][name] for c in ones])
             },
         }
     return slopes
