@@ -1,0 +1,124 @@
+"""Does the data path keep up? Tokens a second that one core prepares, against those that a training step consumes.
+
+    python benchmarks/data_path.py            # writes benchmarks/results/data_path.json
+    python benchmarks/data_path.py --smoke    # few files, one small model, no file written
+
+The data path is what runs in every step: from the tokenised cache through masking and collator to tensors, by the data
+loader of `sibert pretrain`, without worker processes; for fine-tuning from tokenised rows to a batch. Tokens are those
+of the text: padding does not count. The model is SIBERT with its optimizer, forward, backward and step, on the
+same core. Both take turns, see `alternation.py`. Target: at least 5 times as many tokens.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from alternation import alternate, machine
+from torch.utils.data import DataLoader
+
+from sibert.data import EpochSampler, PreparedCorpus, collate, collate_flat, flatten, prepare_corpus
+from sibert.training import PretrainRecipe, build_model, build_training_optimizer
+
+TARGET = 5.0
+LENGTH, BATCH, BATCHES = 128, 32, 16
+SIZES = {"tiny": 32, "base": 4}
+"""Sequences of a step by the size of the model."""
+
+
+class Loading:
+    """Loads some batches at each call, epoch after epoch, and counts the tokens."""
+
+    def __init__(self, batches: Callable[[], Any]) -> None:
+        self.stream = itertools.chain.from_iterable(batches() for _ in itertools.count())
+        self.tokens: list[int] = []
+
+    def __call__(self) -> None:
+        """Load."""
+        loaded = list(itertools.islice(self.stream, BATCHES))
+        self.tokens.append(sum(int(one.get("attention_mask", one["input_ids"] >= 0).sum()) for one in loaded))
+
+
+def loadings(blocks: PreparedCorpus, pairs: PreparedCorpus) -> dict[str, Loading]:
+    """The data paths."""
+    tokenizer, masked = blocks.tokenizer, {"blocks": blocks.masked_train(), "pairs": pairs.masked_train()}
+    words = blocks.masked_train(whole_word=True)
+
+    def loader(data: Any, collator: Callable[..., Any]) -> DataLoader[Any]:
+        return DataLoader(data, batch_size=BATCH, sampler=EpochSampler(data), collate_fn=collator, drop_last=True)
+
+    texts = [tokenizer.decode(row["input_ids"][: 8 + 7 * k % 100]) for k, row in enumerate(pairs.train.take(2048))]
+    rows = [{"input_ids": ids, "labels": k % 2} for k, ids in enumerate(tokenizer(texts)["input_ids"])]
+    return {
+        "pre-training, blocks": Loading(lambda: loader(masked["blocks"], collate)),
+        "pre-training, blocks, whole words": Loading(lambda: loader(words, collate)),
+        "pre-training, pairs, flat": Loading(lambda: loader(masked["pairs"], collate_flat)),
+        "fine-tuning, flat": Loading(lambda: DataLoader(rows, batch_size=BATCH, shuffle=True, collate_fn=flatten)),
+    }
+
+
+def training_step(size: str, blocks: PreparedCorpus) -> tuple[Callable[[], None], int]:
+    """A step of pre-training, and its tokens."""
+    recipe = PretrainRecipe(size=size, seq_length=LENGTH, steps=10_000)
+    model = build_model(recipe, len(blocks.tokenizer), blocks.tokenizer.pad_token_id)
+    optimizer, _ = build_training_optimizer(recipe, model)
+    masked = blocks.masked_train()
+    batch = collate([masked[0, k] for k in range(SIZES[size])])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+
+    return step, int(batch["attention_mask"].sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=16, help="calls of each that are timed in turn")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for quiet, for each size")
+    parser.add_argument("--smoke", action="store_true", help="few files, one small model, no file written")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    data = [str(file) for file in library[:40]] if arguments.smoke else None
+    options: dict[str, Any] = {"seq_length": LENGTH, "vocab_size": 1000 if arguments.smoke else 8192}
+    if arguments.smoke:
+        options["validation_fraction"] = 0.2
+    blocks, pairs = (prepare_corpus(data, next_sentence=flag, **options) for flag in (False, True))
+    paths = loadings(blocks, pairs)
+    result: dict[str, Any] = {"question": f"tokens a second of the data path, target {TARGET:.0f} times the model's"}
+    for size in ("tiny",) if arguments.smoke else SIZES:
+        step, tokens = training_step(size, blocks)
+        for path in paths.values():
+            path.tokens.clear()
+        seconds, quiet = alternate(
+            {"model": step, **paths}, device, 4 if arguments.smoke else arguments.rounds, arguments.patience
+        )
+        model = tokens / statistics.median(seconds["model"])
+        rates = {name: statistics.mean(path.tokens) / statistics.median(seconds[name]) for name, path in paths.items()}
+        result[size] = {
+            "model_tokens_per_second": model,
+            "data_tokens_per_second": rates,
+            "ratio": {name: rate / model for name, rate in rates.items()},
+            "calls_timed": len(seconds["model"]),
+            "machine_was_quiet": quiet,
+        }
+        print(f"{size}: the model consumes {model:,.0f} tokens/s on one core, machine {'' if quiet else 'not '}quiet")
+        for name, rate in rates.items():
+            print(f"  {name:36s} {rate:12,.0f} tokens/s   {rate / model:8.1f} times")
+    if arguments.smoke:
+        return
+    path = Path(__file__).parent / "results" / "data_path.json"
+    path.write_text(json.dumps({**result, **machine(device)}, indent=2) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
