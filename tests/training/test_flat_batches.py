@@ -8,7 +8,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from sibert.data import LengthSampler, collate, collate_flat, flatten
+from sibert.data import LengthSampler, flatten
 from sibert.evaluation.predictor import Predictor
 from sibert.models.modeling_sibert import SibertAttention
 from sibert.training import FinetuneRecipe, PretrainRecipe, run_finetuning, run_pretraining
@@ -18,7 +18,7 @@ from sibert.training.pretrain import _is_flat, build_model
 from sibert.training.task_model import build_task_model, takes_flat_batches
 from sibert.training.trainer import PretrainTrainer
 from tests import downstream
-from tests.training.runs import assert_same_run, losses, records
+from tests.training.runs import losses, records
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def inputs_seen(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("invariance", ["joint", "row"])
+@pytest.mark.parametrize("invariance", [pytest.param("joint", marks=pytest.mark.slow), "row"])
 def test_pairs_are_pre_trained_flat_with_the_losses_of_padded_ones(invariance, recipe, tmp_path, inputs_seen):
     """Accumulation included: both losses are divided by the targets and the sequences of the global batch."""
     chosen = recipe(next_sentence=True, invariance=invariance, steps=6, eval_every=3, accumulation=2)
@@ -55,12 +55,6 @@ def test_pairs_are_pre_trained_flat_with_the_losses_of_padded_ones(invariance, r
         assert [ours[k] for k in same] == pytest.approx([theirs[k] for k in same], rel=1e-3)
 
 
-def test_blocks_have_no_padding_and_are_trained_as_ever(recipe, tmp_path):
-    run_pretraining(recipe(steps=4), tmp_path / "auto")
-    run_pretraining(recipe(steps=4, backend="reference"), tmp_path / "reference")
-    assert_same_run(tmp_path / "auto", tmp_path / "reference")
-
-
 def finetuning(model, task, data, **changes):
     chosen = {"epochs": 10.0, "batch_size": 8, "dropout": 0.0, "device": "cpu", **changes}
     return FinetuneRecipe(model=str(model), task=task, data=str(data), **chosen)
@@ -74,7 +68,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["joint", "answers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tags", "embeddings"))]
+)
 def test_thirty_steps_of_fine_tuning_have_the_losses_of_padded_ones(name, tmp_path, quiet, monkeypatch):
     task, kind = CASES[name]
     model = downstream.pretrained(tmp_path / "model", kind)
@@ -182,13 +178,8 @@ def test_processes_share_rows_before_these_are_laid_end_to_end(processes, split)
     assert set(seen) == set(range(22))
 
 
-def test_pre_training_collates_blocks_as_ever_and_pairs_flat(recipe):
+def test_blocks_are_collated_as_ever_and_pairs_flat(recipe):
     arguments = TrainingArguments(output_dir="unused", use_cpu=True)
-    for changes, flat in (
-        ({}, False),
-        ({"next_sentence": True}, True),
-        ({"next_sentence": True, "model": "bert"}, False),
-    ):
+    cases = (({}, False), ({"next_sentence": True}, True), ({"next_sentence": True, "model": "bert"}, False))
+    for changes, flat in cases:
         assert _is_flat(recipe(**changes), arguments) == flat
-    assert collate is not collate_flat
-    assert torch.is_tensor(collate([{"labels": 1}])["labels"])
