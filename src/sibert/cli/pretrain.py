@@ -109,7 +109,10 @@ def pretrain(
         False, "--chunked-loss", help="Less memory: logits of a few positions at a time.", rich_help_panel=RUN
     ),
     backend: str = typer.Option(
-        "auto", help="auto: fast paths; reference: padded batches, attention as defined.", rich_help_panel=RUN
+        "auto", help="auto: fast paths; reference: all as defined, padded.", rich_help_panel=RUN
+    ),
+    compile: bool = typer.Option(
+        False, "--compile", help="torch.compile; needs a C++ compiler on a CPU.", rich_help_panel=RUN
     ),
     workers: int = typer.Option(0, help="Data-loading processes.", rich_help_panel=RUN),
     log_every: int = typer.Option(10, help="Steps between records.", rich_help_panel=RUN),

@@ -124,7 +124,8 @@ class SibertTables(nn.Module, ABC):
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        # Set by training: a tied decoder then shares the gradient of the lookup. First derivatives only.
+        # Set by training: a tied decoder then shares the gradient of the lookup. First derivatives only, and not while
+        # compiling: what the two uses share is hidden from the compiler, which would lose it.
         self.one_gradient = False
         self.tied_table: TiedTable | None = None
 
@@ -139,7 +140,7 @@ class SibertTables(nn.Module, ABC):
         self.tied_table = None
         if inputs_embeds_BTD is not None:
             rows = [inputs_embeds_BTD]
-        elif self.one_gradient and torch.is_grad_enabled():
+        elif self.one_gradient and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self.tied_table = TiedTable(self.word_embeddings.weight)
             rows = [self.tied_table.rows(cast(Tensor, input_ids_BT))]
         else:

@@ -155,6 +155,7 @@ def build_training_optimizer(
             weight_decay=recipe.weight_decay,
             clip=recipe.clip,
             head_lr=recipe.head_lr,
+            implementation="reference" if recipe.backend == "reference" else None,
         )
         share = HEAD_WARMUP_SHARE
     else:
@@ -206,6 +207,7 @@ def _training_arguments(recipe: PretrainRecipe, run: RunDirectory) -> TrainingAr
         seed=recipe.seed,
         bf16=recipe.precision in ("bf16", "bf16-weights"),
         fp16=recipe.precision == "fp16",
+        torch_compile=recipe.compile,
         use_cpu=recipe.device == "cpu" or not torch.cuda.is_available(),
         dataloader_num_workers=recipe.workers,
         dataloader_persistent_workers=recipe.workers > 0,
@@ -241,6 +243,8 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
     if not resume and (run.path.exists() and any(run.path.iterdir()) if run.path.is_dir() else run.path.exists()):
         run.create(recipe)  # raises, with the reason
     arguments = _training_arguments(recipe, run)
+    if recipe.compile and arguments.device.type == "cpu":
+        _require_compiler()
     main_process = arguments.process_index == 0
     console = (console or Console(highlight=False, soft_wrap=True)) if main_process else Console(quiet=True)
     checkpoint = _checkpoint_to_resume(run, console) if resume else None
@@ -270,6 +274,19 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
         run.save_model(_savable(trainer), corpus.tokenizer)
         console.print(f'saved the model to {run.path}; try: sibert fill-mask {run.path} "... [MASK] ..."')
     return 0
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import, and seldom needed
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ValueError(
+            "--compile needs a C++ compiler on a CPU and found neither g++ nor clang++: install one (on Debian: "
+            "apt-get install g++), or leave --compile out"
+        ) from None
 
 
 def _checkpoint_to_resume(run: RunDirectory, console: Console) -> Path | None:
@@ -384,7 +401,7 @@ def _announce(
 
 def _savable(trainer: PretrainTrainer) -> PreTrainedModel:
     """Strip the wrappers of training, and let a twin be what it is: a plain model of `transformers`, in one dtype."""
-    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if len({parameter.dtype for parameter in model.parameters()}) > 1:
         model.float()
     twins = {

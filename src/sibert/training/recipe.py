@@ -50,7 +50,8 @@ class PretrainRecipe:
     `chunked_loss` (the logits of a few positions at a time: for large batches and vocabularies; rounding differs).
 
     Speed: `backend` ("auto": the fast paths, SIBERT's sentence pairs without padding among them; "reference": padded
-    batches, and normalised-ReLU attention as it is defined; the same run but for rounding and the draws of dropout).
+    batches, and attention and optimizer step as they are defined; the same run but for rounding and the draws of
+    dropout), `compile` (`torch.compile` of the training step's forward and backward; evaluation stays as it is).
 
     Run: `seed`, `workers` (data-loading processes), `log_every`, `eval_every`,
     `save_every` (steps), `keep_checkpoints`, `device` ("auto" or "cpu").
@@ -98,6 +99,7 @@ class PretrainRecipe:
     gradient_release: bool = False
     chunked_loss: bool = False
     backend: Backend = "auto"
+    compile: bool = False
     workers: int = 0
     log_every: int = 10
     eval_every: int | None = None
