@@ -77,7 +77,7 @@ def row(verdict: Verdict) -> list[str]:
     else:
         allowed = f"{low} to {high}"
     return [
-        plain(verdict.statement),
+        plain(verdict.text),
         measured if verdict.error is None else f"{measured} ± {number(verdict.error, 2)}",
         "" if verdict.predicted is None else number(verdict.predicted, digits),
         allowed,

@@ -4,6 +4,7 @@ import json
 import math
 import types
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -23,6 +24,7 @@ from sibert.lab import (
     run_experiment,
     write_page,
 )
+from sibert.lab.intervals import block_interval, bootstrap, mean_interval
 from sibert.lab.problems import digits
 
 # What is quick enough is judged here; the others run in their smallest form, where verdicts may fail.
@@ -176,20 +178,77 @@ class TestEdge:
         ]
         return {"name": "net", "lr": 0.3, "product": product, "losses": [2.0, 1.0] * 200, "rows": rows, **changes}
 
-    def judged(self, edge, spherical_falls=True):
-        sphere = self.run(edge)
+    def judged(self, edge, spherical_falls=True, start=0.2, flow=3.0, at_iterates=1.0, losses=None):
+        sphere, text = self.run(edge), self.run([start, *edge], name="SIBERT")
+        text["losses"] = losses or text["losses"]
+        for row in text["rows"]:
+            row["on_the_way"], row["sharpness"] = row["sharpness"], at_iterates * row["sharpness"]
         if not spherical_falls:
-            for row in sphere["rows"]:
+            for row in (*sphere["rows"], *text["rows"]):
                 row["squared_norm"] = 1.0
         plain = self.run([0.5, *edge], product=0.0)
-        return [verdict.passed for verdict in real_networks.judge({"runs": [plain, sphere, sphere, sphere]})]
+        rows = [{**row, "sharpness": row["sharpness"] * (1.0 if row["step"] == 0 else flow)} for row in plain["rows"]]
+        found = real_networks.judge({"runs": [plain, sphere, sphere, text, text], "flow": {"rows": rows}})
+        return [verdict.statement for verdict in found if not verdict.passed]
 
-    def test_hovering_about_two_and_falling_agrees(self):
-        assert all(self.judged([1.9, 2.1] * 10))
+    def test_sharpening_hovering_about_two_and_falling_agrees(self):
+        assert self.judged([1.9, 2.1] * 10) == []
+
+    def test_the_way_of_a_step_counts_not_its_ends(self):
+        assert self.judged([1.9, 2.1] * 10, at_iterates=1.5) == []
 
     def test_another_edge_or_a_sharpness_that_stays_does_not(self):
-        assert not all(self.judged([1.4, 1.6] * 10))
-        assert not all(self.judged([1.9, 2.1] * 10, spherical_falls=False))
+        for edge in ([1.4, 1.6] * 10, [2.4, 2.5] * 10):
+            assert sum("second half" in statement for statement in self.judged(edge)) >= 5
+        assert sum("last quarter" in s for s in self.judged([1.9, 2.1] * 10, spherical_falls=False)) == 3
+
+    def test_a_run_that_begins_at_the_edge_a_flow_that_has_one_and_a_loss_that_never_rises_do_not(self):
+        sharpened = self.judged([1.9, 2.1] * 10, start=1.95)
+        assert len(sharpened) == 2
+        assert all("the start" in statement for statement in sharpened)
+        assert len(self.judged([1.9, 2.1] * 10, flow=1.0)) == 1
+        (still,) = self.judged([1.9, 2.1] * 10, losses=[1.0 - k / 400 for k in range(400)])
+        assert "loss rises" in still
+
+    def test_quartiles_that_are_wide_do_not_hide_behind_the_median(self):
+        assert "SIBERT: upper quartile" in self.judged([1.9, 2.0, 2.1, 9.0] * 5)
+
+
+class TestIntervals:
+    def test_nineteen_of_twenty_hold_the_mean(self):
+        draws = np.random.default_rng(0).exponential(size=(2000, 16))
+        held = [abs(mean - 1.0) <= half for mean, half in (mean_interval(row.tolist()) for row in draws)]
+        assert 0.9 < np.mean(held) < 0.96  # a little less, for exponentials are skewed
+
+    def test_blocks_know_what_single_observations_do_not(self):
+        noise = np.random.default_rng(0).standard_normal((400, 1000))
+        series = np.empty_like(noise)
+        series[:, 0] = noise[:, 0]
+        for t in range(1, 1000):
+            series[:, t] = 0.9 * series[:, t - 1] + noise[:, t]
+
+        def held(interval):
+            return np.mean([abs(mean) <= half for mean, half in (interval(row.tolist()) for row in series[:, 200:])])
+
+        assert held(block_interval) > 0.9
+        assert held(mean_interval) < 0.6
+
+    def test_the_bootstrap_finds_the_width_of_a_mean_and_is_the_same_each_time(self):
+        values = np.random.default_rng(1).standard_normal(400)
+
+        def mean(generator):
+            return float(generator.choice(values, 400).mean())
+
+        assert bootstrap(mean) == bootstrap(mean)
+        assert bootstrap(mean) == pytest.approx(mean_interval(values.tolist())[1], rel=0.1)
+
+    def test_too_short_a_series_has_none(self):
+        assert block_interval([1.0, 2.0]) == (1.5, math.inf)
+
+    def test_what_is_statistical_says_how_sure_it_is(self):
+        found = Verdict.near("number", 1.0, 1.0, relative=0.1, error=0.01, interval="t, 8 seeds")
+        assert found.text == "number (95 %: t, 8 seeds)"
+        assert Verdict.at_most("number", 1.0, 2.0).text == "number"
 
 
 class TestReferences:

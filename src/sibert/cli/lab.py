@@ -43,7 +43,7 @@ def run(
         for verdict in outcome.verdicts:
             sign = "agrees   " if verdict.passed else "DISAGREES"
             error = "" if verdict.error is None else f" ± {verdict.error:.2g}"
-            typer.echo(f"  {sign} {verdict.statement}: {verdict.measured:.4g}{error}")
+            typer.echo(f"  {sign} {verdict.text}: {verdict.measured:.4g}{error}")
         typer.echo(f"  {outcome.seconds:.0f} s")
         failed = failed or not outcome.passed
     return 1 if failed and not smoke else 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 REFERENCES = ("arora2019auto",)
 MINUTES: dict[Scale, float] = {"smoke": 0.1, "default": 1.0, "full": 10.0}
 RATES = [10.0**k for k in range(-2, 5)]
-DIMENSION = 20
+DIMENSION, SEEDS = 20, 8
 AFTER = 10
 """Steps after which the law without its last term is judged: the first ones may be huge."""
 
@@ -40,11 +41,11 @@ def measure(scale: Scale) -> dict[str, Any]:
         scale: How many steps.
     """
     steps = {"smoke": 20_000, "default": 400_000, "full": 4_000_000}[scale]
-    return {"rates": RATES, "exact": _run(steps, 0.0), "noisy": _run(steps // 20, 1.0)}
+    return {"rates": RATES, "exact": _run(steps, 0.0), "noisy": [_run(steps // 20, 1.0, seed) for seed in range(SEEDS)]}
 
 
-def _run(steps: int, noise: float) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
+def _run(steps: int, noise: float, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
     A = torch.randn(DIMENSION, DIMENSION, generator=generator, dtype=torch.float64) / math.sqrt(DIMENSION)
     b = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
     w = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
@@ -96,16 +97,12 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     cured = exact["rows"][0]["effective_lr"][-1] * large * exact["first"][-1] ** 2
     errors = [
         abs(now / law - 1.0)
-        for row in noisy["rows"]
+        for run in noisy
+        for row in run["rows"]
         if row["law"] and row["step"] > AFTER
         for now, law in zip(row["effective_lr"], row["law"], strict=True)
     ]
-    end = noisy["rows"][-1]
-    middle = min(noisy["rows"], key=lambda row: abs(math.log(10.0 * row["step"] / end["step"])))
-    moderate = rates.index(1.0)
-    slope = math.log(end["effective_lr"][moderate] / middle["effective_lr"][moderate]) / math.log(
-        end["step"] / middle["step"]
-    )
+    slope, width = mean_interval([_slope(run, rates.index(1.0)) for run in noisy])
     return [
         Verdict.at_most(
             "|w|^2 against the sum of squared steps, largest relative error", max(exact["norm_error"]), 1e-10
@@ -119,14 +116,27 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             f"effective learning rate after one step at {large:g}, times eta q_0^2", cured, 1.0, relative=1e-3
         ),
         Verdict.at_most(
-            f"with noise: effective learning rate against AdaGrad's law after step {AFTER}, largest relative error",
+            f"with noise, {SEEDS} problems: effective learning rate against AdaGrad's law after step {AFTER}, largest "
+            "relative error",
             max(errors),
             0.01,
         ),
         Verdict.near(
-            "with noise, rate 1: slope of the effective learning rate over the last decade of steps", slope, -0.5, 0.02
+            "with noise, rate 1: slope of the effective learning rate over the last decade of steps",
+            slope,
+            -0.5,
+            0.02,
+            error=width,
+            interval=f"t, {SEEDS} problems",
         ),
     ]
+
+
+def _slope(run: dict[str, Any], rate: int) -> float:
+    """Of the effective learning rate's logarithm in that of time, over the last decade."""
+    end = run["rows"][-1]
+    middle = min(run["rows"], key=lambda row: abs(math.log(10.0 * row["step"] / end["step"])))
+    return math.log(end["effective_lr"][rate] / middle["effective_lr"][rate]) / math.log(end["step"] / middle["step"])
 
 
 def draw(data: dict[str, Any], figure: "Figure") -> None:
@@ -141,7 +151,7 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
         rows = data["exact"]["rows"]
         smallest = [max(row["smallest"][i], 1e-17) for row in rows]
         (line,) = left.loglog([row["step"] for row in rows], smallest, label=f"{eta:g}")
-        rows = data["noisy"]["rows"]
+        rows = data["noisy"][0]["rows"]
         right.loglog([row["step"] for row in rows], [row["effective_lr"][i] for row in rows], color=line.get_color())
         rows = [row for row in rows if row["law"]]
         right.loglog([row["step"] for row in rows], [row["law"][i] for row in rows], "k:", linewidth=1)

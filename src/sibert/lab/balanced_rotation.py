@@ -30,14 +30,18 @@ of rare rows, are derived here.
 
 import math
 import statistics
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sibert.dynamics import RotationRecorder
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import block_interval, bootstrap
 from sibert.lab.problems import masked_text, sibert, text
 from sibert.models import INVARIANCES
 from sibert.optim import ClippedSGD, InvariantGroup, build_optimizer
@@ -58,6 +62,9 @@ HOLDING = {"clipped": (0.5, 1.0), "not clipped": (0.1, 0.2, 0.5), "resting": (0.
 """Shares for which rows have an equilibrium, by rule."""
 ACTIVE = 0.5
 """Share of the steps with a gradient from which on a row of the model counts."""
+
+
+BY_BLOCKS, BY_ROWS = "t, 10 blocks of steps", f"normal, {ROWS} rows"
 
 
 def measure(scale: Scale) -> dict[str, Any]:
@@ -98,12 +105,16 @@ def _pretrain(form: str, steps: int) -> dict[str, Any]:
     for name, group in groups.items():
         own = [record for record in records if record.name == name]
         growth = 2.0 * math.log(own[-1].norm / own[0].norm) / (own[-1].step - own[0].step)
-        found[name] = {"angle": _rms([record.angular_update for record in own]), "growth": growth, "rows": group.rows}
+        angle, error = _rms([record.angular_update for record in own])
+        found[name] = {"angle": angle, "error": error, "growth": growth, "rows": group.rows}
     return {"form": form, "groups": found, **watched.result()}
 
 
-def _rms(values: list[float]) -> float:
-    return math.sqrt(statistics.fmean(value**2 for value in values))
+def _rms(values: list[float]) -> tuple[float, float]:
+    """Root mean square of what follows each other, with half its interval."""
+    squares = [value**2 for value in values]
+    root = math.sqrt(statistics.fmean(squares))
+    return root, block_interval(squares)[1] / (2.0 * root)
 
 
 class _Matrices:
@@ -114,7 +125,8 @@ class _Matrices:
         self.optimizer = optimizer
         self.all = list({id(p): p for _, p in group.members}.values())
         self.matrices = {name: p for name, p in group.members if p.dim() == 2}
-        self.sums = {name: [0.0, 0.0, 0.0] for name in self.matrices}
+        self.shares = dict.fromkeys(self.matrices, 0.0)
+        self.angles: dict[str, list[float]] = {name: [] for name in self.matrices}
         self.count, self.gradients = 0, 0.0
         self.old: dict[str, Tensor] = {}
 
@@ -131,20 +143,19 @@ class _Matrices:
             assert p.grad is not None
             own2 = p.detach().square().sum().item()
             across2 = p.grad.square().sum().item() - (p.grad * p.detach()).sum().item() ** 2 / own2
-            self.sums[name][1] += kept2 * across2 / own2
+            self.shares[name] += kept2 * across2 / own2
 
     def after(self) -> None:
         for name, p in self.matrices.items():
             old, new = self.old[name].double().flatten(), p.detach().double().flatten()
             along = (old @ new / old.norm()).item()
             across = math.sqrt(max(0.0, (new @ new).item() - along**2))
-            self.sums[name][0] += math.atan2(across, along) ** 2
-            self.sums[name][2] += (across / along) ** 2
+            self.angles[name].append(math.atan2(across, along))
 
     def result(self) -> dict[str, Any]:
-        measured = {name: math.sqrt(sums[0] / self.count) for name, sums in self.sums.items()}
-        shared = {name: math.sqrt(sums[1] / self.gradients) for name, sums in self.sums.items()}
-        tangents = {name: math.sqrt(sums[2] / self.count) for name, sums in self.sums.items()}
+        measured = {name: _rms(angles) for name, angles in self.angles.items()}
+        shared = {name: math.sqrt(share / self.gradients) for name, share in self.shares.items()}
+        tangents = {name: _rms([math.tan(angle) for angle in angles]) for name, angles in self.angles.items()}
         return {"matrices": measured, "shared": shared, "tangents": tangents}
 
 
@@ -245,65 +256,114 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     forms = {form["form"]: form for form in data["forms"]}
     joint, matrix, row = (forms[form] for form in ("joint", "matrix", "row"))
     (total,) = joint["groups"].values()
-    parts = list(joint["matrices"].values())
+    return [
+        *_joint_verdicts(joint, total, even),
+        *_matrix_verdicts(matrix, even),
+        _row_verdict(row, even),
+        *(_rare_rows(rows) for rows in data["rows"]),
+    ]
+
+
+def _joint_verdicts(joint: dict[str, Any], total: dict[str, Any], even: float) -> list[Verdict]:
+    parts = sorted(joint["matrices"].values())
     # in a spike a small matrix turns by half a radian and more
-    shared = [joint["tangents"][name] / (total["angle"] * joint["shared"][name]) for name in joint["tangents"]]
-    balanced = [group["angle"] / even for group in matrix["groups"].values()]
-    drifting = [group["angle"] / _with_growth(group) for group in matrix["groups"].values()]
-    verdicts = [
-        Verdict.near("joint: rotation of the whole encoder over sqrt(2 eta lambda)", total["angle"] / even, 1.0, 0.15),
+    shared = [
+        _ratio(pair, (total["angle"] * joint["shared"][name], total["error"] * joint["shared"][name]))
+        for name, pair in joint["tangents"].items()
+    ]
+    return [
+        Verdict.near(
+            "joint: rotation of the whole encoder over sqrt(2 eta lambda)",
+            predicted=1.0,
+            relative=0.15,
+            **_measured((total["angle"] / even, total["error"] / even)),
+        ),
         # more than is allowed below where rotation is balanced
-        Verdict.at_least("joint: fastest of its matrices over the slowest", max(parts) / min(parts), 1.5),
+        Verdict.at_least(
+            "joint: fastest of its matrices over the slowest", bound=1.5, **_measured(_ratio(parts[-1], parts[0]))
+        ),
         Verdict.near(
             "joint: tangent of a matrix's angle over the encoder's angle times its share by gradients, furthest from 1",
-            _furthest(shared),
-            1.0,
-            0.1,
+            predicted=1.0,
+            relative=0.1,
+            **_measured(_furthest(shared)),
         ),
-        Verdict.near("matrix: rotation over sqrt(2 eta lambda), median", statistics.median(balanced), 1.0, 0.1),
-        Verdict.near("matrix: the same, matrix furthest from 1", _furthest(balanced), 1.0, 0.2),
+    ]
+
+
+def _matrix_verdicts(matrix: dict[str, Any], even: float) -> list[Verdict]:
+    groups = matrix["groups"].values()
+    balanced = sorted((group["angle"] / even, group["error"] / even) for group in groups)
+    drifting = [(group["angle"] / _with_growth(group), group["error"] / _with_growth(group)) for group in groups]
+    return [
+        Verdict.near(
+            "matrix: rotation over sqrt(2 eta lambda), median",
+            predicted=1.0,
+            relative=0.1,
+            **_measured(balanced[len(balanced) // 2]),
+        ),
+        Verdict.near(
+            "matrix: the same, matrix furthest from 1", predicted=1.0, relative=0.2, **_measured(_furthest(balanced))
+        ),
         Verdict.near(
             "matrix: rotation over sqrt(2 eta lambda + growth of ln |x|^2), furthest from 1",
-            _furthest(drifting),
-            1.0,
-            0.03,
+            predicted=1.0,
+            relative=0.03,
+            **_measured(_furthest(drifting)),
         ),
-        Verdict.at_most("matrix: fastest over slowest", max(balanced) / min(balanced), 1.25),
+        Verdict.at_most("matrix: fastest over slowest", bound=1.25, **_measured(_ratio(balanced[-1], balanced[0]))),
     ]
-    medians = [statistics.median(angles) / even for angles in _active_rows(row).values()]
-    whole = [group["angle"] / even for group in row["groups"].values() if not group["rows"]]
-    verdicts.append(
-        Verdict.near(
-            "row: rotation over sqrt(2 eta lambda), median of the rows with gradients, matrix furthest from 1",
-            _furthest([*medians, *whole]),
-            1.0,
-            0.2,
-        )
+
+
+def _row_verdict(row: dict[str, Any], even: float) -> Verdict:
+    angles = [values for values in _active_rows(row).values() if values]
+    medians = [statistics.median(values) / even for values in angles]
+    widths = [bootstrap(partial(_resampled_median, values)) / even for values in angles]
+    whole = [(group["angle"] / even, group["error"] / even) for group in row["groups"].values() if not group["rows"]]
+    measured, error = _furthest([*zip(medians, widths, strict=True), *whole])
+    return Verdict.near(
+        "row: rotation over sqrt(2 eta lambda), median of the rows with gradients, matrix furthest from 1",
+        measured,
+        1.0,
+        0.2,
+        error=error,
+        interval="bootstrap of its rows" if measured in medians else BY_BLOCKS,
     )
-    for rows in data["rows"]:
-        share, rule = rows["share"], rows["rule"]
-        if rule == "clipped" and share in FALLING:
-            verdicts.append(
-                # terms of second order are about C^2 p eta lambda = 0.01
-                Verdict.near(
-                    f"rows, clipped, p = {share:g}: slope of ln |x| over eta lambda",
-                    rows["slope"] / GAMMA,
-                    CLIP * share - 1.0,
-                    absolute=0.03,
-                    error=rows["error"] / GAMMA,
-                )
-            )
-        else:
-            verdicts.append(
-                Verdict.near(
-                    f"rows, {rule}, p = {share:g}: |x|^4 over that of p = 1",
-                    rows["fourth_power"],
-                    1.0 if rule == "resting" else share + GAMMA * (1.0 - share),
-                    0.05,
-                    error=rows["fourth_error"],
-                )
-            )
-    return verdicts
+
+
+def _resampled_median(values: list[float], generator: np.random.Generator) -> float:
+    return float(np.median(generator.choice(values, len(values))))
+
+
+def _rare_rows(rows: dict[str, Any]) -> Verdict:
+    share, rule = rows["share"], rows["rule"]
+    if rule == "clipped" and share in FALLING:
+        # terms of second order are about C^2 p eta lambda = 0.01
+        return Verdict.near(
+            f"rows, clipped, p = {share:g}: slope of ln |x| over eta lambda",
+            rows["slope"] / GAMMA,
+            CLIP * share - 1.0,
+            absolute=0.03,
+            error=rows["error"] / GAMMA,
+            interval=BY_ROWS,
+        )
+    return Verdict.near(
+        f"rows, {rule}, p = {share:g}: |x|^4 over that of p = 1",
+        rows["fourth_power"],
+        1.0 if rule == "resting" else share + GAMMA * (1.0 - share),
+        0.05,
+        error=rows["fourth_error"],
+        interval=BY_ROWS,
+    )
+
+
+def _measured(pair: Sequence[float]) -> dict[str, Any]:
+    return {"measured": pair[0], "error": pair[1], "interval": BY_BLOCKS}
+
+
+def _ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    value = one[0] / other[0]
+    return value, value * math.hypot(one[1] / one[0], other[1] / other[0])
 
 
 def _with_growth(group: dict[str, Any]) -> float:
@@ -311,8 +371,8 @@ def _with_growth(group: dict[str, Any]) -> float:
     return math.atan(math.sqrt(math.exp(group["growth"]) / (1.0 - GAMMA) ** 2 - 1.0))
 
 
-def _furthest(ratios: list[float]) -> float:
-    return max(ratios, key=lambda ratio: abs(math.log(ratio)))
+def _furthest(ratios: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return max(ratios, key=lambda pair: abs(math.log(pair[0])))
 
 
 def _active_rows(form: dict[str, Any]) -> dict[str, list[float]]:
@@ -339,7 +399,7 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
     joint = forms["joint"]
     (total,) = joint["groups"].values()
     for values, style, label in (
-        (joint["matrices"], "C0o", "joint"),
+        ({name: angle for name, (angle, _) in joint["matrices"].items()}, "C0o", "joint"),
         ({name: total["angle"] * value for name, value in joint["shared"].items()}, "k_", "joint, by gradient norms"),
     ):
         places_of = [places[name.removesuffix(".weight")] - 0.2 for name in values]

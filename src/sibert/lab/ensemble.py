@@ -79,8 +79,8 @@ class Ensemble:
         """Of all trained weights of each copy, [S]."""
         return torch.stack([w_SQP.square().sum((1, 2)) for w_SQP in self.trained]).sum(0)
 
-    def noise(self, data: Digits, size: int, batches: int, generator: torch.Generator) -> tuple[float, float]:
-        """Squared norm of the mean gradient, and trace of a batch's covariance; means over copies, without bias."""
+    def noise(self, data: Digits, size: int, batches: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Squared norm of the mean gradient, and trace of a batch's covariance, of each copy, [S]; without bias."""
         total = [torch.zeros_like(w_SQP) for w_SQP in self.trained]
         squares_S = torch.zeros(len(self.weights_SQP[0]))
         for _ in range(batches):
@@ -90,4 +90,4 @@ class Ensemble:
                 one += g_SQP
         mean_S = torch.stack([one.square().sum((1, 2)) for one in total]).sum(0) / batches**2
         signal_S = (batches * mean_S - squares_S / batches) / (batches - 1)
-        return signal_S.mean().item(), (squares_S / batches - signal_S).mean().item()
+        return signal_S, squares_S / batches - signal_S

@@ -34,6 +34,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sibert.dynamics import Equilibrium, RotationRecorder, adamw_equilibrium, sgd_equilibrium
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import block_interval, mean_interval
 from sibert.lab.problems import masked_text, sibert, text
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 REFERENCES = ("li2020reconciling", "wan2021spherical", "kosson2024rotational")
 MINUTES: dict[Scale, float] = {"smoke": 1.0, "default": 5.0, "full": 30.0}
 ENTRIES, GRADIENT, REPLICAS = 800, 3.0, 16
+T_REPLICAS = 2.131
+"""Student's t at 97.5 % for as many replicas."""
+BY_REPLICAS, BY_BLOCKS = f"t, {REPLICAS} replicas", "t, 10 blocks of steps"
 LR, DECAY = 0.1, 1e-3
 BETAS = (0.9, 0.99)
 Make = Callable[[list[nn.Parameter]], Optimizer]
@@ -75,36 +79,43 @@ def measure(scale: Scale) -> dict[str, Any]:
         start = 1.5 * predicted.norm
         count = round(relaxations * predicted.relaxation_steps)
         # the way to equilibrium, and then as long again there
-        norms, angles = _random_gradients(make, start, 2 * count, 1.0)
+        norms, bands, angle, error = _random_gradients(make, start, 2 * count, count, 1.0)
         every = max(1, count // 100)
         toys.append(
             {
                 "name": name,
                 "norms": norms[::every],
+                "norm_errors": bands[::every],
                 "predicted": [predicted.norm_after(t, start) for t in range(0, 2 * count, every)],
                 "every": every,
-                "angle": _rms(angles[count:]),
+                "angle": angle,
+                "angle_error": error,
                 "predicted_angle": predicted.angular_update,
             }
         )
     l2 = []
     for factor in SCALES:
-        row = {"scale": factor}
+        row: dict[str, Any] = {"scale": factor}
         for name, kind in (("AdamW", AdamW), ("Adam + l2", Adam)):
             make = partial(kind, lr=1e-3, weight_decay=0.1, betas=BETAS)
-            _, angles = _random_gradients(make, 5.0, 4 * steps, factor)
-            row[name] = _rms(angles[2 * steps :])
+            _, _, angle, error = _random_gradients(make, 5.0, 4 * steps, 2 * steps, factor)
+            row[name] = [angle, error]
         l2.append(row)
     return {"toys": toys, "l2": l2, "sibert": [_pretrain(name, steps) for name in TOYS]}
 
 
-def _random_gradients(make: Make, norm: float, steps: int, factor: float) -> tuple[list[float], list[float]]:
-    """Norm and angle, root mean squares of replicas, under random gradients orthogonal to each vector."""
+def _random_gradients(
+    make: Make, norm: float, steps: int, watched: int, factor: float
+) -> tuple[list[float], list[float], float, float]:
+    """Norms by step, and angle of the last steps, under random gradients orthogonal to each vector.
+
+    Root mean squares of replicas, each with half its interval.
+    """
     x_RC = torch.randn(REPLICAS, ENTRIES, dtype=torch.float64)
     parameter = nn.Parameter(norm * x_RC / x_RC.norm(dim=1, keepdim=True))
     optimizer = make([parameter])
-    norms, angles = [], []
-    for _ in range(steps):
+    norms, bands, squares_R = [], [], torch.zeros(REPLICAS, dtype=torch.float64)
+    for step in range(steps):
         with torch.no_grad():
             squared_R1 = parameter.square().sum(1, keepdim=True)
             g_RC = torch.randn(REPLICAS, ENTRIES, dtype=torch.float64)
@@ -113,11 +124,18 @@ def _random_gradients(make: Make, norm: float, steps: int, factor: float) -> tup
             before_RC = parameter.clone()
             optimizer.step()
             norms.append(squared_R1.mean().sqrt().item())
+            bands.append(T_REPLICAS * squared_R1.std().item() / math.sqrt(REPLICAS) / (2.0 * norms[-1]))
             along_R1 = (before_RC * parameter).sum(1, keepdim=True)
             across_R = (parameter - along_R1 / squared_R1 * before_RC).norm(dim=1)
             angle_R = torch.atan2(across_R * squared_R1.sqrt().squeeze(1), along_R1.squeeze(1))
-            angles.append(angle_R.square().mean().sqrt().item())
-    return norms, angles
+            if step >= watched:
+                squares_R += angle_R.square() / (steps - watched)
+    return norms, bands, *_root(*mean_interval(squares_R.tolist()))
+
+
+def _root(square: float, error: float) -> tuple[float, float]:
+    """A root with half its interval, from its square with half of that's."""
+    return math.sqrt(square), error / (2.0 * math.sqrt(square))
 
 
 def _pretrain(name: str, steps: int) -> dict[str, Any]:
@@ -179,7 +197,7 @@ def _pretrain(name: str, steps: int) -> dict[str, Any]:
         "groups": [
             {
                 "group": key,
-                "angle": _rms([record.angular_update for record in late if record.name == key]),
+                **_angle([record.angular_update for record in late if record.name == key]),
                 "gradient_correlation": gradients[key][0] / gradients[key][1],
                 "memory": products[key] / squares[key],
             }
@@ -192,8 +210,11 @@ def _flat(tensors: Any) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).double()
 
 
-def _rms(values: list[float]) -> float:
-    return math.sqrt(sum(value**2 for value in values) / len(values))
+def _angle(values: list[float]) -> dict[str, float]:
+    square = statistics.fmean(value**2 for value in values)
+    _, error = block_interval([value**2 for value in values])
+    angle, error = _root(square, error)
+    return {"angle": angle, "angle_error": error}
 
 
 def _with_correlations(run: dict[str, Any], group: dict[str, Any]) -> float:
@@ -210,58 +231,85 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     """
     verdicts = []
     for toy in data["toys"]:
-        errors = [abs(now / then - 1.0) for now, then in zip(toy["norms"], toy["predicted"], strict=True)]
-        ratio = toy["angle"] / toy["predicted_angle"]
+        rows = zip(toy["norms"], toy["predicted"], toy["norm_errors"], strict=True)
+        error, width = max((abs(now / then - 1.0), band / then) for now, then, band in rows)
         verdicts += [
             Verdict.at_most(
-                f"random gradients, {toy['name']}: norm by step, largest relative error", max(errors), 0.02
+                f"random gradients, {toy['name']}: norm by step, largest relative error",
+                error,
+                0.02,
+                error=width,
+                interval=BY_REPLICAS,
             ),
-            Verdict.near(f"random gradients, {toy['name']}: rotation over theory's", ratio, 1.0, 0.02),
+            Verdict.near(
+                f"random gradients, {toy['name']}: rotation over theory's",
+                toy["angle"] / toy["predicted_angle"],
+                1.0,
+                0.02,
+                error=toy["angle_error"] / toy["predicted_angle"],
+                interval=BY_REPLICAS,
+            ),
         ]
     by_name = {run["name"]: run for run in data["sibert"]}
     for name, run in by_name.items():
-        ratios = [group["angle"] / run["predicted"] for group in run["groups"]]
-        if name == "SGD":
-            verdicts += [
-                Verdict.near(
-                    f"SIBERT, {name}: rotation over theory's, smallest of the matrices", min(ratios), 1.0, 0.15
-                ),
-                Verdict.near(f"SIBERT, {name}: the same, largest", max(ratios), 1.0, 0.15),
-            ]
-        else:
-            verdicts.append(
-                Verdict.near(
-                    f"SIBERT, {name}: rotation over theory's, median of the matrices",
-                    statistics.median(ratios),
-                    1.0,
-                    0.15,
-                )
-            )
+        verdicts += _rotations(name, run)
     run = by_name["AdamW"]
-    explained = [group["angle"] / _with_correlations(run, group) for group in run["groups"]]
     spread = [abs(group["angle"] / run["predicted"] - 1.0) for group in run["groups"]]
     worst = max(range(len(spread)), key=spread.__getitem__)
+    group = run["groups"][worst]
+    explained = _with_correlations(run, group)
     scale = {row["scale"]: row for row in data["l2"]}
+
+    def change(name: str) -> tuple[float, float]:
+        (high, high_error), (low, low_error) = scale[10.0][name], scale[0.1][name]
+        return high / low, high / low * math.hypot(high_error / high, low_error / low)
+
+    kept, kept_error = change("AdamW")
+    lost, lost_error = change("Adam + l2")
     return [
         *verdicts,
         Verdict.near(
             f"SIBERT, AdamW, the matrix that is furthest off (by {spread[worst]:.0%}): rotation over theory's with the "
             "correlations of its steps",
-            explained[worst],
+            group["angle"] / explained,
             1.0,
             0.1,
+            error=group["angle_error"] / explained,
+            interval=BY_BLOCKS,
         ),
         Verdict.near(
             "AdamW: rotation at a loss 100 times as large over that at the smaller one",
-            scale[10.0]["AdamW"] / scale[0.1]["AdamW"],
+            kept,
             1.0,
             0.02,
+            error=kept_error,
+            interval=BY_REPLICAS,
         ),
         Verdict.at_most(
             "Adam with l2: rotation at a loss 100 times as large over that at the smaller one",
-            scale[10.0]["Adam + l2"] / scale[0.1]["Adam + l2"],
+            lost,
             0.5,
+            error=lost_error,
+            interval=BY_REPLICAS,
         ),
+    ]
+
+
+def _rotations(name: str, run: dict[str, Any]) -> list[Verdict]:
+    """Of SGD, whose theory holds step by step, every matrix; of the others the matrix in the middle."""
+    ratios = sorted(
+        (group["angle"] / run["predicted"], group["angle_error"] / run["predicted"]) for group in run["groups"]
+    )
+    chosen = (
+        [("smallest of the matrices", ratios[0]), ("largest", ratios[-1])]
+        if name == "SGD"
+        else [("median of the matrices", ratios[len(ratios) // 2])]
+    )
+    return [
+        Verdict.near(
+            f"SIBERT, {name}: rotation over theory's, {which}", ratio, 1.0, 0.15, error=error, interval=BY_BLOCKS
+        )
+        for which, (ratio, error) in chosen
     ]
 
 
@@ -272,7 +320,7 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
         data: Of `measure`.
         figure: Empty.
     """
-    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+    left, right, lower = _axes(figure)
     for toy in data["toys"]:
         steps = [toy["every"] * k for k in range(len(toy["norms"]))]
         left.semilogx(steps[1:], [n / toy["predicted"][-1] for n in toy["norms"][1:]], label=toy["name"])
@@ -288,6 +336,19 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
     right.plot(places, explained, "k_", markersize=10, label="AdamW, theory with correlations")
     right.axhline(1.0, color="k", linewidth=0.8, linestyle=":")
     right.set(title="SIBERT", ylabel="rotation over theory's", ylim=(0.0, None))
+    for i, run in enumerate(data["sibert"]):
+        places = [k + 0.2 * (i - 1) for k in range(len(run["groups"]))]
+        lower.plot(places, [group["gradient_correlation"] for group in run["groups"]], f"C{i}o", markersize=4)
+    lower.axhline(0.0, color="k", linewidth=0.8, linestyle=":")
+    lower.set(ylabel="correlation of\nsuccessive gradients")
     labels = [group["group"].removeprefix("sibert.").replace("embeddings.", "") for group in run["groups"]]
-    right.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize="xx-small")
+    lower.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize="xx-small")
+    right.tick_params(labelbottom=False)
     right.legend(fontsize="x-small")
+
+
+def _axes(figure: "Figure") -> tuple[Any, Any, Any]:
+    """One on the left, two on the right, the lower of them with the same places below it."""
+    grid = figure.add_gridspec(2, 2, width_ratios=(2, 3), height_ratios=(3, 2))
+    left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
+    return left, right, figure.add_subplot(grid[1, 1], sharex=right)

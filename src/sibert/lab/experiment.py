@@ -27,6 +27,7 @@ class Verdict:
         high: The largest.
         predicted: Theory's own number, where it has one.
         error: Half width of the 95 % confidence interval of a statistical measurement.
+        interval: How that was found: which observations, which distribution.
     """
 
     statement: str
@@ -35,6 +36,12 @@ class Verdict:
     high: float = math.inf
     predicted: float | None = None
     error: float | None = None
+    interval: str = ""
+
+    @property
+    def text(self) -> str:
+        """The statement, and what its interval is."""
+        return f"{self.statement} (95 %: {self.interval})" if self.interval else self.statement
 
     @property
     def passed(self) -> bool:
@@ -50,6 +57,7 @@ class Verdict:
         relative: float = 0.0,
         absolute: float = 0.0,
         error: float | None = None,
+        interval: str = "",
     ) -> "Verdict":
         """A number that theory predicts up to a tolerance.
 
@@ -60,12 +68,15 @@ class Verdict:
             relative: Tolerance as a share of the prediction.
             absolute: Tolerance in the number's own unit; the larger of the two counts.
             error: Half width of its confidence interval.
+            interval: How that was found.
         """
         width = max(relative * abs(predicted), absolute)
-        return cls(statement, float(measured), predicted - width, predicted + width, float(predicted), error)
+        return cls(statement, float(measured), predicted - width, predicted + width, float(predicted), error, interval)
 
     @classmethod
-    def at_most(cls, statement: str, measured: float, bound: float, error: float | None = None) -> "Verdict":
+    def at_most(
+        cls, statement: str, measured: float, bound: float, error: float | None = None, interval: str = ""
+    ) -> "Verdict":
         """A number that theory bounds from above.
 
         Args:
@@ -73,11 +84,14 @@ class Verdict:
             measured: The number.
             bound: The largest value allowed.
             error: Half width of its confidence interval.
+            interval: How that was found.
         """
-        return cls(statement, float(measured), high=float(bound), error=error)
+        return cls(statement, float(measured), high=float(bound), error=error, interval=interval)
 
     @classmethod
-    def at_least(cls, statement: str, measured: float, bound: float, error: float | None = None) -> "Verdict":
+    def at_least(
+        cls, statement: str, measured: float, bound: float, error: float | None = None, interval: str = ""
+    ) -> "Verdict":
         """A number that theory bounds from below.
 
         Args:
@@ -85,8 +99,9 @@ class Verdict:
             measured: The number.
             bound: The smallest value allowed.
             error: Half width of its confidence interval.
+            interval: How that was found.
         """
-        return cls(statement, float(measured), low=float(bound), error=error)
+        return cls(statement, float(measured), low=float(bound), error=error, interval=interval)
 
 
 @dataclass(frozen=True)

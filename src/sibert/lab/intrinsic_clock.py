@@ -59,6 +59,7 @@ UNITS, BEFORE, POINTS = 8.0, 1.0, 10
 LATE = 5.0
 """Units after which runs are taken for being at equilibrium: of what decays like exp(-t), less than 1 % is left."""
 SPLITS, CHUNK, RESAMPLED = 200, 20, 60
+BY_BOOTSTRAP = "bootstrap of the runs"
 FORGOTTEN = 1.5
 """Distance over its floor at which a history counts as forgotten: ten standard deviations of the floor's noise."""
 
@@ -175,12 +176,13 @@ def _compare(runs: dict[str, Any]) -> dict[str, Any]:
         parts.append(_distance(half_RX, 2.0 * mean_X - half_RX, times))
     splits_T = torch.cat(parts)
     middle = splits_T[:, late:].mean(1)
-    distances, units = {}, {}
+    distances, units, peaks = {}, {}, {}
     for name in LABELS:
         distance_RT = _distance(reference_RX, resampled() @ _hot(runs[name]["labels"]), times)
         distances[name] = distance_RT[0].tolist()
         # the floor of resampled runs is that of fewer runs: each is compared with its own
         levels = [splits_T[:, late:].mean().item(), *floor_RT[1:, late:].mean(1).tolist()]
+        peaks[name] = [max(row) / level for row, level in zip(distance_RT.tolist(), levels, strict=True)]
         units[name] = [_forgotten(row, level) for row, level in zip(distance_RT.tolist(), levels, strict=True)]
     return {
         "curves": {name: run["curves"] for name, run in runs.items()},
@@ -190,6 +192,7 @@ def _compare(runs: dict[str, Any]) -> dict[str, Any]:
         "late_floor": [middle.mean().item(), middle.std().item()],
         "floor_measured": floor_RT[0].tolist(),
         "distances": distances,
+        "peaks": peaks,
         "units": units,
     }
 
@@ -219,6 +222,12 @@ def _forgotten(distances: list[float], floor: float) -> float:
 
 def _late_distance(setting: dict[str, Any], name: str) -> float:
     return statistics.fmean(setting["distances"][name][round(LATE * POINTS) :])
+
+
+def _width(resampled: list[float]) -> float:
+    """Half the distance between the 2.5 % and the 97.5 % point."""
+    low, *_, high = statistics.quantiles(resampled, n=40)
+    return (high - low) / 2.0
 
 
 def judge(data: dict[str, Any]) -> list[Verdict]:
@@ -254,26 +263,30 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
                     1.0,
                     0.05,
                     error=error,
+                    interval="normal, runs",
                 )
             )
         floor, deviation = setting["late_floor"]
+        peak = min((setting["peaks"][name] for name in FAR), key=lambda peaks: peaks[0])
         largest = max(LABELS, key=lambda name: _late_distance(setting, name))
         verdicts += [
             Verdict.at_least(
                 f"{head}: largest distance over its floor, smallest of three histories",
-                min(max(setting["distances"][name]) for name in FAR) / floor,
+                peak[0],
                 3.0,
+                error=_width(peak[1:]),
+                interval=BY_BOOTSTRAP,
             ),
             Verdict.at_most(
                 f"{head}: distance after {LATE:g} units over its floor, largest (4 histories at 2 settings: z = 2.5)",
                 _late_distance(setting, largest) / floor,
                 1.0 + 2.5 * deviation / floor,
                 error=1.96 * deviation / floor,
+                interval=f"normal, {SPLITS} ways to split copies into two histories",
             ),
         ]
     for name in FAR:
         clocks = [one / other for one, other in zip(slow["units"][name], fast["units"][name], strict=True)]
-        low, high = (statistics.quantiles(clocks[1:], n=40)[k] for k in (0, -1))
         # a fixed number of steps would give 1 / factor, (eta lambda)^-2 would give factor: half way to them
         verdicts.append(
             Verdict(
@@ -283,7 +296,8 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
                 factor**-0.5,
                 factor**0.5,
                 1.0,
-                (high - low) / 2.0,
+                _width(clocks[1:]),
+                BY_BOOTSTRAP,
             )
         )
     return verdicts

@@ -15,6 +15,7 @@ arXiv 2110.06914. The constants for this loss are derived here.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,15 @@ from torch import Tensor
 
 from sibert.dynamics import Minimiser, project
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCES = ("li2022zero",)
 MINUTES: dict[Scale, float] = {"smoke": 0.5, "default": 5.0, "full": 30.0}
-NONZERO = 3
+NONZERO, SEEDS = 3, 8
+BY_SEEDS = f"bootstrap of {SEEDS} problems for each number of examples"
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Examples over dimensions in the phase diagram."""
 STEPS: dict[Scale, int] = {"smoke": 800, "default": 2000, "full": 10_000}
@@ -50,7 +53,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     phases = []
     for dimension in dimensions:
         counts = sorted({round(dimension * share) for share in SHARES})
-        phases += [{"d": dimension, **row} for row in _phase(dimension, counts, 8, STEPS[scale])]
+        phases += [{"d": dimension, **row} for row in _phase(dimension, counts, SEEDS, STEPS[scale])]
     noisy, plain = _recover(d, [n], 1, STEPS[scale], curve=True)
     return {"drift": _drift(), "large": {"d": d, "n": n, "noisy": noisy, "plain": plain}, "phases": phases}
 
@@ -178,6 +181,17 @@ def _needed(phases: list[dict[str, Any]], d: int, learner: str) -> float:
     return math.inf
 
 
+def _resampled(phases: list[dict[str, Any]], generator: np.random.Generator) -> list[dict[str, Any]]:
+    """The same with problems drawn again; of each learner by itself, so that ratios look less certain than they are."""
+    return [
+        {
+            **row,
+            **{name: generator.binomial(SEEDS, row[name]) / SEEDS for name in ("noisy", "least_l1", "plain")},
+        }
+        for row in phases
+    ]
+
+
 def judge(data: dict[str, Any]) -> list[Verdict]:
     """The drift, recovery against failure, and how the number of examples grows with the dimension.
 
@@ -187,8 +201,23 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     large, phases = data["large"], data["phases"]
     dimensions = sorted({row["d"] for row in phases})
     low, high = dimensions[0], dimensions[-1]
-    noisy = {d: _needed(phases, d, "noisy") for d in dimensions}
-    plain = {d: _needed(phases, d, "plain") for d in dimensions}
+
+    def logarithmic(phases: list[dict[str, Any]]) -> float:
+        return max(_needed(phases, d, "noisy") / (NONZERO * math.log(d)) for d in dimensions)
+
+    def beside_l1(phases: list[dict[str, Any]]) -> float:
+        return sum(_needed(phases, d, "noisy") / _needed(phases, d, "least_l1") for d in dimensions) / len(dimensions)
+
+    def share(phases: list[dict[str, Any]]) -> float:
+        return float(_needed(phases, high, "noisy") / high)
+
+    def linear(phases: list[dict[str, Any]]) -> float:
+        return float(min(_needed(phases, d, "plain") / d for d in dimensions))
+
+    def found(number: Callable[[list[dict[str, Any]]], float]) -> dict[str, Any]:
+        error = bootstrap(lambda generator: number(_resampled(phases, generator)))
+        return {"measured": number(phases), "error": error, "interval": BY_SEEDS}
+
     return [
         Verdict.at_most(
             "limiting drift against second differences of the projection, largest relative error",
@@ -207,20 +236,20 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
         Verdict.at_most("which has fitted the labels: training loss", large["plain"]["training_loss"][0], 1e-10),
         Verdict.at_most(
             f"label noise: examples needed over {NONZERO} ln d, largest of d = {low} to {high}",
-            max(n / (NONZERO * math.log(d)) for d, n in noisy.items()),
-            2.5,
+            bound=2.5,
+            **found(logarithmic),
         ),
         Verdict.near(
             "label noise: examples needed over those that linear programming for the least l1 norm needs, mean",
-            sum(noisy[d] / _needed(phases, d, "least_l1") for d in dimensions) / len(dimensions),
-            1.0,
-            0.15,
+            predicted=1.0,
+            relative=0.15,
+            **found(beside_l1),
         ),
-        Verdict.at_most(f"label noise: examples needed over d at d = {high}", noisy[high] / high, 0.3),
+        Verdict.at_most(f"label noise: examples needed over d at d = {high}", bound=0.3, **found(share)),
         Verdict.at_least(
             f"gradient descent: examples needed over d, smallest of d = {low} to {high}",
-            min(n / d for d, n in plain.items()),
-            0.7,
+            bound=0.7,
+            **found(linear),
         ),
     ]
 

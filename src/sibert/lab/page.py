@@ -105,7 +105,7 @@ def _row(verdict: Verdict) -> str:
         allowed = f"{_number(verdict.low)} to {_number(verdict.high)}"
     predicted = "" if verdict.predicted is None else _number(verdict.predicted)
     return (
-        f'<tr><td class="text">{html.escape(verdict.statement)}</td><td>{number}</td><td>{predicted}</td>'
+        f'<tr><td class="text">{html.escape(verdict.text)}</td><td>{number}</td><td>{predicted}</td>'
         f"<td>{allowed}</td>{_mark(verdict.passed)}</tr>"
     )
 

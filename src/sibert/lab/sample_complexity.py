@@ -18,7 +18,7 @@ arXiv 2010.08515.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,8 @@ MINUTES: dict[Scale, float] = {"smoke": 0.1, "default": 0.7, "full": 8.0}
 WIDTH, STEPS = 32, 200
 SHARES = (0.125, 0.25, 1.0, 2.0, 4.0)
 """Examples over D^2; not near 1/2, where there are as many examples as products and least squares is at its worst."""
-FILTERS = 8
+FILTERS, TRIALS = 8, 5
+BY_TRIALS = f"t, {TRIALS} trials"
 FEW = (32, 128, 512)
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
     "SGD": lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
@@ -51,7 +53,7 @@ def measure(scale: Scale) -> dict[str, Any]:
         scale: Dimensions.
     """
     dimensions = {"smoke": (8, 16), "default": (16, 32, 48), "full": (16, 32, 48, 64)}[scale]
-    trials = 2 if scale == "smoke" else 5
+    trials = 2 if scale == "smoke" else TRIALS
     generator = torch.Generator().manual_seed(0)
     return {
         "equivariance": _equivariance(generator),
@@ -109,13 +111,13 @@ def _dense(D: int, trials: int, generator: torch.Generator) -> dict[str, Any]:
 
     errors = []
     for share in SHARES:
-        wrong = 0.0
+        wrong = []
         for _ in range(trials):
             x_ND, y_N = _task(round(share * D**2), D, generator)
             test_ND, test_N = _task(2000, D, generator)
             found = _least_squares(features(x_ND), y_N)
-            wrong += ((features(test_ND) @ found).sign() != test_N).double().mean().item() / trials
-        errors.append(wrong)
+            wrong.append(((features(test_ND) @ found).sign() != test_N).double().mean().item())
+        errors.append(mean_interval(wrong))
     return {"D": D, "errors": errors}
 
 
@@ -134,7 +136,7 @@ def _convolution(D: int, trials: int, generator: torch.Generator) -> dict[str, A
     """Test errors of the sum of a_kr mean((w_k x)^2) over filters k and two patches r, trained by gradient descent."""
     errors = []
     for count in FEW:
-        wrong = 0.0
+        wrong = []
         for _ in range(trials):
             x_ND, y_N = _task(count, D, generator)
             test_ND, test_N = _task(2000, D, generator)
@@ -152,8 +154,8 @@ def _convolution(D: int, trials: int, generator: torch.Generator) -> dict[str, A
                 steps.zero_grad()
                 F.softplus(-y_N * output(x_ND)).mean().backward()  # type: ignore[no-untyped-call]
                 steps.step()
-            wrong += (output(test_ND).sign() != test_N).double().mean().item() / trials
-        errors.append(wrong)
+            wrong.append((output(test_ND).sign() != test_N).double().mean().item())
+        errors.append(mean_interval(wrong))
     return {"D": D, "errors": errors}
 
 
@@ -176,22 +178,36 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
         Verdict.at_least("Adam: the same for a rotation", same["Adam"]["rotation"], 0.01),
         Verdict.at_most(
             "equivariant learner: spread of the error over dimensions at equal n / D^2, largest",
-            max(max(errors) - min(errors) for errors in by_share),
-            0.05,
+            bound=0.05,
+            **_measured(max(map(_spread, by_share))),
         ),
-        Verdict.at_least("equivariant learner: error at n = D^2 / 4, smallest", min(quarter), 0.25),
-        Verdict.at_most("equivariant learner: error at n = 4 D^2, largest", max(by_share[-1]), 0.15),
+        Verdict.at_least(
+            "equivariant learner: error at n = D^2 / 4, smallest", bound=0.25, **_measured(min(map(tuple, quarter)))
+        ),
+        Verdict.at_most(
+            "equivariant learner: error at n = 4 D^2, largest", bound=0.15, **_measured(max(map(tuple, by_share[-1])))
+        ),
         Verdict.at_most(
             f"convolution: error with {FEW[-1]} examples, largest of the dimensions",
-            max(row["errors"][-1] for row in convolution),
-            0.05,
+            bound=0.05,
+            **_measured(max(tuple(row["errors"][-1]) for row in convolution)),
         ),
         Verdict.at_most(
             "convolution: spread of the error over dimensions at equal n, largest",
-            max(max(errors) - min(errors) for errors in zip(*(row["errors"] for row in convolution), strict=True)),
-            0.05,
+            bound=0.05,
+            **_measured(max(map(_spread, zip(*(row["errors"] for row in convolution), strict=True)))),
         ),
     ]
+
+
+def _spread(errors: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Largest less smallest mean, with its interval."""
+    (low, low_width), (high, high_width) = min(map(tuple, errors)), max(map(tuple, errors))
+    return high - low, math.hypot(low_width, high_width)
+
+
+def _measured(pair: Sequence[float]) -> dict[str, Any]:
+    return {"measured": pair[0], "error": pair[1], "interval": BY_TRIALS}
 
 
 def draw(data: dict[str, Any], figure: "Figure") -> None:
@@ -203,9 +219,9 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
     """
     left, right = figure.subplots(1, 2, sharey=True)
     for row in data["dense"]:
-        left.semilogx(SHARES, row["errors"], "o-", label=f"D = {row['D']}")
+        left.errorbar(SHARES, *zip(*row["errors"], strict=True), fmt="o-", capsize=2, label=f"D = {row['D']}")
     for row in data["convolution"]:
-        right.semilogx(FEW, row["errors"], "o-")
-    left.set(xlabel="examples / D^2", ylabel="test error", title="equivariant learner")
-    right.set(xlabel="examples", title="convolution", ylim=(0.0, 0.5))
+        right.errorbar(FEW, *zip(*row["errors"], strict=True), fmt="o-", capsize=2)
+    left.set(xscale="log", xlabel="examples / D^2", ylabel="test error", title="equivariant learner")
+    right.set(xscale="log", xlabel="examples", title="convolution", ylim=(0.0, 0.5))
     left.legend(fontsize="x-small")

@@ -16,14 +16,19 @@ arXiv 2102.12470, 2205.10287. The bound and the norm's law are derived here.
 """
 
 import math
+import statistics
+from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from sibert.dynamics import square_root_scaling
 from sibert.lab.ensemble import Ensemble
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import bootstrap, mean_interval
 from sibert.lab.problems import digits
 
 if TYPE_CHECKING:
@@ -33,11 +38,13 @@ REFERENCES = ("li2021validity", "malladi2022sdes")
 MINUTES: dict[Scale, float] = {"smoke": 0.3, "default": 2.0, "full": 15.0}
 BATCH, LR, DECAY = 16, 0.05, 0.02
 COPIES, WIDTHS = 16, (64, 16, 10)
+BY_COPIES = f"bootstrap of {COPIES} copies"
 KAPPAS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ADAM = {"lr": 0.01, "betas": (0.99, 0.99), "eps": 1.0}
 CURVATURES = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
 NOISE = 10.0
 REPLICAS, ADAM_STEPS = 4000, 6400
+BY_REPLICAS = f"normal, {REPLICAS} replicas"
 
 
 def measure(scale: Scale) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     return {
         "linear": [_sgd(kappa, units) for kappa in kappas],
         "adam": [
-            {"kappa": kappa, "rule": rule, "deviations": _adam(kappa, rule, steps)}
+            {"kappa": kappa, "rule": rule, **_adam(kappa, rule, steps)}
             for kappa, rule in ((1, "none"), (4, "root"), (16, "root"), (16, "linear"))
         ],
     }
@@ -70,21 +77,23 @@ def _sgd(kappa: int, units: float) -> dict[str, Any]:
         if t >= steps // 2:
             norms.append(ensemble.squared_norms())
     mean_S = torch.stack(norms).mean(0)
-    signal, noise = ensemble.noise(data, kappa * BATCH, 50, generator)
+    signal_S, noise_S = ensemble.noise(data, kappa * BATCH, 50, generator)
     with torch.no_grad():
         loss = ensemble.losses(data.train_BP[None], data.train_B[None]).mean().item()
     return {
         "kappa": kappa,
-        "squared_norm": mean_S.mean().item(),
-        "error": 1.96 * mean_S.std().item() / math.sqrt(COPIES),
-        "signal": signal,
-        "noise": noise,
+        "squared_norms": mean_S.tolist(),
+        "signals": signal_S.tolist(),
+        "noises": noise_S.tolist(),
         "loss": loss,
     }
 
 
-def _adam(kappa: int, rule: str, steps: int) -> list[float]:
-    """Standard deviations of the coordinates over replicas, after the same number of examples."""
+def _adam(kappa: int, rule: str, steps: int) -> dict[str, list[float]]:
+    """Standard deviations of the coordinates over replicas, after the same number of examples.
+
+    And standard errors of their logarithms: (m_4 / s^4 - 1) / (4 n) is the variance of ln s.
+    """
     generator = torch.Generator().manual_seed(0)
     settings: dict[str, Any] = dict(ADAM)
     if rule == "root":
@@ -98,21 +107,27 @@ def _adam(kappa: int, rule: str, steps: int) -> list[float]:
         noise_RD = torch.randn(x_RD.shape, generator=generator, dtype=torch.float64)
         x_RD.grad = h_D * x_RD.detach() + NOISE / math.sqrt(kappa) * noise_RD
         optimizer.step()
-    deviations: list[float] = x_RD.detach().std(0).tolist()
-    return deviations
+    x_RD = x_RD.detach() - x_RD.detach().mean(0)  # type: ignore[assignment]
+    fourth_D = (x_RD / x_RD.std(0)).pow(4).mean(0)
+    return {"deviations": x_RD.std(0).tolist(), "errors": ((fourth_D - 1.0) / (4.0 * REPLICAS)).sqrt().tolist()}
 
 
-def _doubled(rows: list[dict[str, Any]]) -> float:
+def _doubled(kappas: list[int], norms: list[float]) -> float:
     """Kappa at which the squared norm is twice that of kappa = 1, between those that were run."""
-    base = rows[0]["squared_norm"]
-    before = rows[0]
-    for row in rows[1:]:
-        if row["squared_norm"] >= 2.0 * base:
-            low, high = (math.log(one["squared_norm"] / base) for one in (before, row))
-            share = (math.log(2.0) - low) / (high - low)
-            return float(before["kappa"] * (row["kappa"] / before["kappa"]) ** share)
-        before = row
+    for (kappa, norm), (larger, more) in pairwise(zip(kappas, norms, strict=True)):
+        if more >= 2.0 * norms[0]:
+            share = math.log(2.0 * norms[0] / norm) / math.log(more / norm)
+            return float(kappa * (larger / kappa) ** share)
     return math.inf
+
+
+def _resampled(rows: list[dict[str, Any]], generator: np.random.Generator) -> tuple[float, list[float]]:
+    """Bound and squared norms of copies that are drawn again, of each kappa by themselves."""
+    base = rows[0]
+    chosen = generator.integers(COPIES, size=(len(rows), COPIES))
+    norms = [float(np.asarray(row["squared_norms"])[some].mean()) for row, some in zip(rows, chosen, strict=True)]
+    signal, noise = (float(np.asarray(base[name])[chosen[0]].mean()) for name in ("signals", "noises"))
+    return 2.0 * (1.0 + noise / signal), norms
 
 
 def judge(data: dict[str, Any]) -> list[Verdict]:
@@ -122,34 +137,74 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
         data: Of `measure`.
     """
     rows = data["linear"]
-    base = rows[0]
-    ratio = base["noise"] / base["signal"]
-    bound = 2.0 * (1.0 + ratio)
-    inside = [row for row in rows if row["kappa"] <= bound / 8.0]
-    outside = [row for row in rows if row["kappa"] > bound]
-    adam = {(row["kappa"], row["rule"]): row["deviations"] for row in data["adam"]}
-    reference = adam[1, "none"]
+    kappas = [row["kappa"] for row in rows]
+    signal, noise = (statistics.fmean(rows[0][name]) for name in ("signals", "noises"))
+    norms = [statistics.fmean(row["squared_norms"]) for row in rows]
+    bound = 2.0 * (1.0 + noise / signal)
+    inside = [k for k, kappa in enumerate(kappas) if 1 < kappa <= bound / 8.0]
+    outside = [k for k, kappa in enumerate(kappas) if kappa > bound]
+    furthest = max(inside, key=lambda k: abs(norms[k] / norms[0] - 1.0))
+    smallest = min(outside, key=lambda k: norms[k], default=None)
 
-    def worst(key: tuple[int, str]) -> float:
-        return max(abs(math.log(now / then)) for now, then in zip(adam[key], reference, strict=True))
+    def width(number: Callable[[float, list[float]], float]) -> float:
+        return bootstrap(lambda generator: number(*_resampled(rows, generator)))
+
+    def doubled(bound: float, norms: list[float]) -> float:
+        return _doubled(kappas, norms) / bound
 
     return [
+        # theory: R_kappa / R <= 1 + kappa / (1 + N / G) = 1 + C^2 / 8
         Verdict.near(
             f"linear scaling, kappa up to an eighth of the bound C^2 (1 + N / G) = {bound:.3g}: squared norm over that "
             "of kappa = 1, furthest from 1",
-            max((row["squared_norm"] / base["squared_norm"] for row in inside), key=lambda value: abs(value - 1.0)),
+            norms[furthest] / norms[0],
             1.0,
             0.25,
+            error=width(lambda _, norms: norms[furthest] / norms[0]),
+            interval=BY_COPIES,
         ),
         Verdict.at_least(
             "kappa beyond the bound: squared norm over that of kappa = 1, smallest",
-            min((row["squared_norm"] / base["squared_norm"] for row in outside), default=math.nan),
+            math.nan if smallest is None else norms[smallest] / norms[0],
             2.0,
+            error=None if smallest is None else width(lambda _, norms: norms[smallest] / norms[0]),
+            interval=BY_COPIES,
         ),
-        Verdict.at_most("kappa at which the squared norm has doubled, over the bound", _doubled(rows) / bound, 1.0),
-        Verdict.at_most("Adam, square-root rule, kappa = 4: deviations, largest change", worst((4, "root")), 0.05),
-        Verdict.at_most("Adam, square-root rule, kappa = 16: deviations, largest change", worst((16, "root")), 0.1),
-        Verdict.at_least("Adam, linear rule, kappa = 16: deviations, largest change", worst((16, "linear")), 0.4),
+        Verdict.at_most(
+            "kappa at which the squared norm has doubled, over the bound",
+            doubled(bound, norms),
+            1.0,
+            error=width(doubled),
+            interval=BY_COPIES,
+        ),
+        *_adam_verdicts(data["adam"]),
+    ]
+
+
+def _adam_verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
+    adam = {(row["kappa"], row["rule"]): row for row in rows}
+    reference = adam[1, "none"]
+
+    def worst(key: tuple[int, str]) -> dict[str, Any]:
+        row = adam[key]
+        changes = [abs(math.log(a / b)) for a, b in zip(row["deviations"], reference["deviations"], strict=True)]
+        k = max(range(len(changes)), key=changes.__getitem__)
+        return {
+            "measured": changes[k],
+            "error": 1.96 * math.hypot(row["errors"][k], reference["errors"][k]),
+            "interval": BY_REPLICAS,
+        }
+
+    return [
+        Verdict.at_most(
+            "Adam, square-root rule, kappa = 4: deviations, largest change", bound=0.05, **worst((4, "root"))
+        ),
+        Verdict.at_most(
+            "Adam, square-root rule, kappa = 16: deviations, largest change", bound=0.1, **worst((16, "root"))
+        ),
+        Verdict.at_least(
+            "Adam, linear rule, kappa = 16: deviations, largest change", bound=0.4, **worst((16, "linear"))
+        ),
     ]
 
 
@@ -162,10 +217,12 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
     """
     left, right = figure.subplots(1, 2)
     rows = data["linear"]
-    base = rows[0]
     kappas = [row["kappa"] for row in rows]
-    left.loglog(kappas, [row["squared_norm"] / base["squared_norm"] for row in rows], "o-", label="measured")
-    signal, noise = base["signal"], base["noise"]
+    norms, widths = zip(*(mean_interval(row["squared_norms"]) for row in rows), strict=True)
+    scaled, bars = ([value / norms[0] for value in values] for values in (norms, widths))
+    left.errorbar(kappas, scaled, bars, fmt="o-", markersize=3, capsize=2, label="measured")
+    left.set(xscale="log", yscale="log")
+    signal, noise = (statistics.fmean(rows[0][name]) for name in ("signals", "noises"))
     left.loglog(kappas, [(k * signal + noise) / (signal + noise) for k in kappas], "k:", label="theory, from kappa = 1")
     left.axvline(2.0 * (1.0 + noise / signal), color="C3", linewidth=0.8, label="C^2 (1 + N / G)")
     left.set(xlabel="kappa", ylabel="squared norm over that of kappa = 1", title="SGD, rate and batch times kappa")

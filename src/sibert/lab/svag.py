@@ -19,6 +19,7 @@ arXiv 2102.12470. The bound is derived here.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from sibert.dynamics import SVAG, gaussian_example_weights, svag_coefficients
 from sibert.lab.ensemble import Ensemble
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import mean_interval
 from sibert.lab.problems import Digits, digits
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ LR, CURVATURE, TIME = 0.2, 1.0, 10
 """Of the linear problem: x' = x - (eta / l) (h x + noise), from 1, TIME steps of SGD."""
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
 COPIES, WIDTHS, DECAY = 16, (64, 16, 10), 5e-3
+BY_COPIES = f"t, {COPIES} copies"
 SETTINGS = {"inside": (8, 0.3), "outside": (512, 2.0), "plain": (8, 0.2)}
 """Batch size and learning rate of the normalised network in two settings, and of the one without normalisation."""
 NORMALIZED = ("inside", "outside")
@@ -136,7 +139,7 @@ def _network(data: Digits, batch: int, lr: float, steps: int, level: int, normal
             if t >= 0.6 * steps:
                 late_R.append(norms_S)
                 late_L.append(losses_S)
-    signal, noise = ensemble.noise(data, batch, 100, generator)
+    signal_S, noise_S = ensemble.noise(data, batch, 100, generator)
     R_S, L_S = torch.stack(late_R).mean(0), torch.stack(late_L).mean(0)
     return {
         "level": level,
@@ -145,8 +148,9 @@ def _network(data: Digits, batch: int, lr: float, steps: int, level: int, normal
         "rows": rows,
         "squared_norm": [R_S.mean().item(), _band(R_S)],
         "loss": [L_S.mean().item(), _band(L_S)],
-        "signal": signal,
-        "noise": noise,
+        "signal": mean_interval(signal_S.tolist()),
+        "noise": mean_interval(noise_S.tolist()),
+        "total": mean_interval((signal_S + noise_S).tolist()),
     }
 
 
@@ -157,7 +161,20 @@ def _full_loss(ensemble: Ensemble, data: Digits) -> Tensor:
 
 def _band(values_S: Tensor) -> float:
     """Half width of the 95 % confidence interval of the mean."""
-    return 1.96 * values_S.std().item() / math.sqrt(len(values_S))
+    return mean_interval(values_S.tolist())[1]
+
+
+def _ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Of two means with their intervals."""
+    value = one[0] / other[0]
+    return value, abs(value) * math.hypot(one[1] / one[0], other[1] / other[0])
+
+
+def _balance(run: dict[str, Any]) -> tuple[float, float]:
+    """(2 - eta lambda) lambda R over eta (G + N), with its interval."""
+    factor = (2.0 - run["lr"] * DECAY) * DECAY / run["lr"]
+    value, error = _ratio(run["squared_norm"], run["total"])
+    return factor * value, factor * error
 
 
 def judge(data: dict[str, Any]) -> list[Verdict]:
@@ -176,17 +193,15 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
 
     def ratio(setting: str, level: int, of: str = "squared_norm") -> tuple[float, float]:
         one, other = runs[setting, 1][of], runs[setting, level][of]
-        value = one[0] / other[0]
-        return value, value * math.hypot(one[1] / one[0], other[1] / other[0])
+        return _ratio(one, other)
 
     found = {setting: ratio(setting, many) for setting in SETTINGS}
     ngd = ratio("inside", 0)
-    ratios = {setting: runs[setting, 1]["noise"] / runs[setting, 1]["signal"] for setting in SETTINGS}
-    balances = [
-        (2.0 - run["lr"] * DECAY) * DECAY * run["squared_norm"][0] / (run["lr"] * (run["signal"] + run["noise"]))
-        for (setting, level), run in runs.items()
-        if level == 1 and setting in NORMALIZED
-    ]
+    ratios = {setting: _ratio(runs[setting, 1]["noise"], runs[setting, 1]["signal"]) for setting in SETTINGS}
+    balance, balance_error = max(
+        (_balance(run) for (setting, level), run in runs.items() if level == 1 and setting in NORMALIZED),
+        key=lambda pair: abs(pair[0] - 1.0),
+    )
     return [
         Verdict.near("linear problem: slope of the error of E x^3 in l, from 8 to 64", slope, -1.0, 0.05),
         Verdict.near(
@@ -195,32 +210,61 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             by_level[simulated["level"]]["cube"],
             absolute=2.0 * simulated["error"],
             error=simulated["error"],
+            interval="normal, 200,000 copies",
         ),
-        Verdict.at_least("batch of 8: N / G, which the bound wants to be at least 1", ratios["inside"], 1.0),
+        Verdict.at_least(
+            "batch of 8: N / G, which the bound wants to be at least 1",
+            ratios["inside"][0],
+            1.0,
+            error=ratios["inside"][1],
+            interval=BY_COPIES,
+        ),
         Verdict.near(
             f"batch of 8: squared norm of SGD over SVAG's, l = {many}",
             found["inside"][0],
             1.0,
             0.1,
             error=found["inside"][1],
+            interval=BY_COPIES,
         ),
-        Verdict.near("batch of 8: squared norm of SGD over that with Gaussian noise", ngd[0], 1.0, 0.1, error=ngd[1]),
-        Verdict.at_most("batch of 512: N / G, which the bound wants to be at least 1", ratios["outside"], 1.0),
+        Verdict.near(
+            "batch of 8: squared norm of SGD over that with Gaussian noise",
+            ngd[0],
+            1.0,
+            0.1,
+            error=ngd[1],
+            interval=BY_COPIES,
+        ),
+        Verdict.at_most(
+            "batch of 512: N / G, which the bound wants to be at least 1",
+            ratios["outside"][0],
+            1.0,
+            error=ratios["outside"][1],
+            interval=BY_COPIES,
+        ),
         Verdict.at_least(
             f"batch of 512: squared norm of SGD over SVAG's, l = {many}",
             found["outside"][0],
             1.5,
             error=found["outside"][1],
+            interval=BY_COPIES,
         ),
         Verdict.near(
             "SGD: (2 - eta lambda) lambda R over eta (G + N), the one of the two that is further from 1",
-            max(balances, key=lambda value: abs(value - 1.0)),
+            balance,
             1.0,
             0.15,
+            error=balance_error,
+            interval=BY_COPIES,
         ),
         *(
             Verdict.near(
-                f"without normalisation, batch of 8: {quantity} of SGD over {other}", value, 1.0, 0.05, error=error
+                f"without normalisation, batch of 8: {quantity} of SGD over {other}",
+                value,
+                1.0,
+                0.05,
+                error=error,
+                interval=BY_COPIES,
             )
             for quantity, key in (("squared norm", "squared_norm"), ("loss", "loss"))
             for level, other in ((many, f"SVAG's, l = {many}"), (0, "that with Gaussian noise"))
@@ -253,7 +297,7 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
         axis.fill_between(steps, low, high, alpha=0.3)
     for axis, setting in zip(networks, SETTINGS, strict=True):
         run = next(run for run in data["network"] if run["setting"] == setting)
-        ratio = run["noise"] / run["signal"]
+        ratio = run["noise"][0] / run["signal"][0]
         what = f"batch {run['batch']}: N / G = {ratio:.2g}" if setting in NORMALIZED else "no normalisation"
         axis.set(xlabel="steps of SGD", ylabel="squared norm", title=what)
         axis.legend(fontsize="x-small")
