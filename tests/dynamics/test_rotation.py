@@ -279,6 +279,25 @@ class TestLightning:
         with pytest.raises(AttributeError, match="no attribute 'fit'"):
             callback.fit()
 
+    def test_an_exception_ends_it_too(self):
+        callback, module = LightningRotation(every=2), self.Module()
+        optimizer = torch.optim.SGD([module.first.weight, module.second.weight], lr=0.1)
+
+        class Breaks(LightningRotation):
+            def on_train_batch_end(self, *_):
+                raise KeyboardInterrupt
+
+        trainer = self.Trainer(callback, Breaks(every=2))
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trainer.fit(module, [optimizer])
+        trainer.call("on_exception", module, caught.value)
+        train(module, optimizer, 3)
+        assert [one.step for one in callback.records] == [1, 1, 3, 3]
+
+    def test_a_run_that_goes_on_asks_for_both_keys(self):
+        callback = LightningRotation()
+        assert {callback.state_key: None}.get(callback.state_key, callback._legacy_state_key) is None
+
     @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
     def test_in_lightning_itself(self, tmp_path):
         import lightning
@@ -298,13 +317,20 @@ class TestLightning:
                 return torch.optim.SGD(self.parameters(), lr=0.1)
 
         data = torch.utils.data.TensorDataset(torch.randn(32, 6, dtype=torch.float64), torch.randint(3, (32,)))
-        callback = LightningRotation(every=2)
-        trainer = lightning.Trainer(
-            max_steps=4, callbacks=[callback], logger=False, accelerator="cpu", default_root_dir=tmp_path,
-            enable_checkpointing=False, enable_progress_bar=False,
-        )  # fmt: skip
-        trainer.fit(Real(), torch.utils.data.DataLoader(data, batch_size=8))
-        assert [one.step for one in callback.records] == [1, 1, 3, 3]
+        loader = torch.utils.data.DataLoader(data, batch_size=8)
+
+        def fit(steps, **options):
+            callback = LightningRotation(every=2)
+            trainer = lightning.Trainer(
+                max_steps=steps, callbacks=[callback], logger=False, accelerator="cpu", default_root_dir=tmp_path,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            trainer.fit(Real(), loader, **options)
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+            return [one.step for one in callback.records]
+
+        assert fit(4) == [1, 1, 3, 3]
+        assert fit(6, ckpt_path=tmp_path / "last.ckpt", weights_only=False) == [1, 1]
 
 
 class TestRefusals:

@@ -26,6 +26,7 @@ class LightningRotation:
     """
 
     state_key = "sibert.LightningRotation"
+    _legacy_state_key = state_key  # asked for when a run goes on from a checkpoint
 
     def __init__(
         self,
@@ -66,6 +67,16 @@ class LightningRotation:
         """
         for recorder in self.recorders:
             recorder.close()
+
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        """Stop where training does, too.
+
+        Args:
+            trainer: Not used.
+            pl_module: Not used.
+            exception: Not used.
+        """
+        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing of this belongs into a checkpoint."""
