@@ -1,10 +1,16 @@
 """What the documents say and what the code does is compared where a machine can."""
 
+import ast
+import importlib
+import inspect
 import json
+import pkgutil
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import typer.main
 
 import sibert
@@ -12,6 +18,7 @@ from sibert.cli.app import app
 from sibert.homogeneity.rules import as_table
 from sibert.models import SIZES
 from tests import downstream
+from tests.test_public_api import PUBLIC
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +47,54 @@ def test_the_table_of_rules_is_that_of_the_code():
     assert page.endswith(as_table() + "\n"), (
         "write sibert.homogeneity.rules.as_table() to the end of docs/concepts/rules.md"
     )
+
+
+def undocumented(package):
+    """Public names that mkdocstrings leaves out of the package's page: without a text, or shadowed by a module."""
+    module = importlib.import_module(package)
+    page = (ROOT / "docs" / "api" / f"{package.partition('.')[2]}.md").read_text(encoding="utf-8")
+    assert re.search(rf"^::: {package}$", page, re.MULTILINE)
+    modules = {found.name for found in pkgutil.iter_modules(module.__path__)}
+    return {
+        name
+        for name in module.__all__
+        if not has_text(package, name)
+        or (name in modules and not re.search(rf"^::: {package}.{name}.{name}$", page, re.MULTILINE))
+    }
+
+
+def has_text(package, name):
+    """Whether a class or function has a docstring, or a constant a string below it where it is assigned."""
+    thing = getattr(importlib.import_module(package), name)
+    if inspect.isclass(thing) or inspect.isroutine(thing):
+        return bool(thing.__doc__)
+    body = ast.parse(inspect.getsource(importlib.import_module(package))).body
+    for line in body:
+        if isinstance(line, ast.ImportFrom) and name in (alias.name for alias in line.names):
+            return has_text(line.module, name)
+    for line, below in pairwise([*body, None]):
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    return False
+
+
+@pytest.mark.parametrize("package", sorted(f"sibert.{page.stem}" for page in (ROOT / "docs" / "api").glob("*.md")))
+def test_every_public_name_is_on_its_page(package):
+    assert undocumented(package) == set()
+
+
+def test_every_package_has_a_page():
+    assert set(PUBLIC) - {"sibert", "sibert.cli"} == {
+        f"sibert.{page.stem}" for page in (ROOT / "docs" / "api").glob("*.md")
+    }
+
+
+def test_names_that_mkdocstrings_would_leave_out_are_found(monkeypatch):
+    """A module of the same name, and a constant without a text."""
+    monkeypatch.setattr("sibert.ops.__all__", [*importlib.import_module("sibert.ops").__all__, "rotary", "unheard_of"])
+    monkeypatch.setattr("sibert.ops.unheard_of", 3, raising=False)
+    assert undocumented("sibert.ops") == {"rotary", "unheard_of"}
 
 
 def test_the_sizes_of_the_training_guide_are_those_of_the_code():

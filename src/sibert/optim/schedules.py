@@ -76,6 +76,7 @@ SCHEDULES: Final[Mapping[str, Callable[[float, float], float]]] = {
     "cosine": cosine,
     "piecewise": piecewise,
 }
+"""By name, the share of the peak learning rate at a progress from 0 to 1, given the share at the end."""
 
 
 @dataclass(frozen=True)
