@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -464,6 +465,23 @@ def test_the_python_of_the_guide_says_what_the_guide_says(capsys):
     shown = capsys.readouterr().out
     assert "first, second: there is no weight decay" in shown
     assert re.search(r"^51 second 0\.\d+ 0\.\d+$", shown, re.MULTILINE)  # of the recorder
+
+
+def test_the_commands_of_the_guide_do_what_the_guide_says(pretrained, tmp_path, monkeypatch, run):
+    """As they are there, but on a few words and for twelve steps."""
+    page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"^    (sibert pretrain .*)\n    (sibert lab diagnose .*)$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIBERT_CACHE", str(tmp_path / "cache"))
+    (_, *train), (_, *look) = map(shlex.split, commands)
+    status, _, error = run(*train, "--data", pretrained.parent / "texts", "--steps", 12, "--validation-fraction", 0.2)
+    assert (status, error) == (0, "")
+    status, shown, _ = run(*look)
+    assert status == 1  # there is something to mend
+    assert shown.startswith("12 of 12 groups are scale invariant as they are said to be; 1 thing to mend\n1. ")
+    assert "is too small for " in shown
+    assert Path("slow/diagnosis.html").is_file()
+    assert len(commands) == len(re.findall(r"^    sibert ", page, re.MULTILINE))
 
 
 def test_the_guide_shows_what_the_command_prints_now():
