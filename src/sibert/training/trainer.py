@@ -204,9 +204,9 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
     def _evaluation_sums(self, dataloader: Any) -> dict[str, float]:
         """Sum losses and hits; one row a sequence, so that rows repeated to even out processes can be dropped."""
         names = ("mlm_loss", "targets", "correct", "nsp_loss", "sequences", "nsp_correct")
-        model = self.model_wrapped if self.is_in_train else self.model
+        wrapped = self.model_wrapped if self.is_in_train else self.model
         # Batches of other shapes and another mode would be compiled anew.
-        model = getattr(model, "_orig_mod", model)
+        model = cast(torch.nn.Module, getattr(wrapped, "_orig_mod", wrapped))
         was_training = model.training
         model.eval()
         total = torch.zeros(len(names), dtype=torch.float64)
