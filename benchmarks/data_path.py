@@ -80,8 +80,8 @@ def training_step(size: str, blocks: PreparedCorpus) -> tuple[Callable[[], None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=16, help="calls of each that are timed in turn")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for quiet, for each size")
+    parser.add_argument("--rounds", type=int, default=8, help="calls of each that are timed in turn")
+    parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for quiet, for each size")
     parser.add_argument("--smoke", action="store_true", help="few files, one small model, no file written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
