@@ -214,9 +214,9 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     def linear(phases: list[dict[str, Any]]) -> float:
         return float(min(_needed(phases, d, "plain") / d for d in dimensions))
 
-    def found(number: Callable[[list[dict[str, Any]]], float]) -> dict[str, Any]:
+    def found(number: Callable[[list[dict[str, Any]]], float], also: str = "") -> dict[str, Any]:
         error = bootstrap(lambda generator: number(_resampled(phases, generator)))
-        return {"measured": number(phases), "error": error, "interval": BY_SEEDS}
+        return {"measured": number(phases), "error": error, "interval": BY_SEEDS + also}
 
     return [
         Verdict.at_most(
@@ -243,7 +243,7 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             "label noise: examples needed over those that linear programming for the least l1 norm needs, mean",
             predicted=1.0,
             relative=0.15,
-            **found(beside_l1),
+            **found(beside_l1, ", both learners as if they were independent"),
         ),
         Verdict.at_most(f"label noise: examples needed over d at d = {high}", bound=0.3, **found(share)),
         Verdict.at_least(
