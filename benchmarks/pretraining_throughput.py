@@ -7,8 +7,8 @@
 The peer is `BertForMaskedLM` of transformers as a user gets it, with SDPA and fused AdamW; ours is what
 `sibert pretrain` makes, with ClippedSGD. Whole steps take turns in one process: forward, backward, optimizer, on a
 batch of random tokens of which 15 % are predicted, no dropout, all compiled by `torch.compile`, under bfloat16
-autocast, and two of them in float32, too; each contestant counts by its faster precision. A gate before: all losses start within 10 % of
-log(vocabulary).
+autocast, and two of them in float32, too; each contestant counts by its faster precision. A gate before: all losses
+start within 10 % of log(vocabulary).
 
 BERT of transformers sends all positions through the vocabulary's projection, ours those that are predicted; the third
 contestant is BERT with that change alone (`BertTwinForMaskedLM`, the baseline of `sibert pretrain --model bert`).

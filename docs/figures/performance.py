@@ -141,6 +141,53 @@ def throughput() -> list[Row]:
     return rows
 
 
+def finetuning() -> list[Row]:
+    """A step on real rows, and on full ones."""
+    found = load("finetuning_step")
+    if found is None or "ragged" not in found:
+        return [missing("fine-tuning step, ragged rows", "1.3", "python benchmarks/finetuning_step.py")]
+    speed = found["ragged"]["times_as_fast"]
+    ours = speed["SIBERT, flat, by length"]
+    strict = ours / speed["BERT, AdamW, padded, by length"]
+    full = found["ratio_of_medians"]
+    names = ("SIBERT matrix, ClippedSGD", "BERT converted by matrix, ClippedSGD", "BERT converted by row, ClippedSGD")
+    peaks = found["peak_bytes_beyond_imports"]
+    return [
+        (
+            "fine-tuning on docstrings of 39 tokens on average, as `sibert finetune` does it, speed relative to padded "
+            "BERT with fused AdamW",
+            "1.3",
+            f"{ours:.2f} ({strict:.2f} if BERT's batches are of like lengths, too)",
+            verdict(ours >= 1.3),
+        ),
+        (
+            "fine-tuning on full rows of 128 tokens, time relative to BERT with fused AdamW: SIBERT, BERT converted by "
+            "matrix, by row",
+            "",
+            ", ".join(f"{full[name]:.2f}" for name in names)
+            + f"; peak {', '.join(f'{peaks[name] / 1e6:.0f}' for name in names)} MB against "
+            + f"{peaks['BERT, AdamW'] / 1e6:.0f}",
+            "",
+        ),
+    ]
+
+
+def data_path() -> list[Row]:
+    """On one core."""
+    found = load("data_path")
+    if found is None:
+        return [missing("data path, tokens per second relative to the model's", "5", "python benchmarks/data_path.py")]
+    least = min(min(found[size]["ratio"].values()) for size in ("tiny", "base"))
+    return [
+        (
+            "data path, tokens per second relative to what the model takes in, one core",
+            "5",
+            f"{least:.0f} or more",
+            verdict(least >= 5),
+        )
+    ]
+
+
 def memory() -> list[Row]:
     """Bytes a parameter."""
     found = load("memory")
@@ -234,7 +281,16 @@ def draw_growth() -> None:
     plt.close(figure)
 
 
-PARTS: list[Callable[[], list[Row]]] = [attention, optimizer, throughput, memory, growth, attention_on_gpu]
+PARTS: list[Callable[[], list[Row]]] = [
+    attention,
+    optimizer,
+    throughput,
+    finetuning,
+    memory,
+    growth,
+    data_path,
+    attention_on_gpu,
+]
 
 
 def main() -> None:
