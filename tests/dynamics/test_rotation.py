@@ -299,6 +299,7 @@ class TestLightning:
         assert {callback.state_key: None}.get(callback.state_key, callback._legacy_state_key) is None
 
     @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+    @pytest.mark.filterwarnings("default")  # Lightning's own
     def test_in_lightning_itself(self, tmp_path):
         import lightning
 
