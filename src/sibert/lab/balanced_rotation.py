@@ -303,7 +303,7 @@ def _matrix_verdicts(matrix: dict[str, Any], even: float) -> list[Verdict]:
             "matrix: rotation over sqrt(2 eta lambda), median",
             predicted=1.0,
             relative=0.1,
-            **_measured(balanced[len(balanced) // 2]),
+            **_measured((statistics.median(ratio for ratio, _ in balanced), balanced[len(balanced) // 2][1])),
         ),
         Verdict.near(
             "matrix: the same, matrix furthest from 1", predicted=1.0, relative=0.2, **_measured(_furthest(balanced))

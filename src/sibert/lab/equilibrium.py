@@ -303,7 +303,9 @@ def _rotations(name: str, run: dict[str, Any]) -> list[Verdict]:
     chosen = (
         [("smallest of the matrices", ratios[0]), ("largest", ratios[-1])]
         if name == "SGD"
-        else [("median of the matrices", ratios[len(ratios) // 2])]
+        else [
+            ("median of the matrices", (statistics.median(ratio for ratio, _ in ratios), ratios[len(ratios) // 2][1]))
+        ]
     )
     return [
         Verdict.near(
