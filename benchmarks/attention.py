@@ -290,8 +290,9 @@ def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
 
 
 def rounds_of(case: Case, rounds: int) -> int:
-    """Fewer turns where one takes seconds."""
-    return rounds if case.pairs * case.heads * case.width < 1 << 31 else max(4, rounds // 2)
+    """More turns where one takes milliseconds, which scatter, and fewer where it takes seconds."""
+    size = case.pairs * case.heads * case.width
+    return 3 * rounds if size <= 1 << 28 else rounds if size < 1 << 31 else max(4, rounds // 2)
 
 
 def compare(case: Case, device: torch.device, rounds: int, patience: float) -> dict[str, Any]:
@@ -368,7 +369,9 @@ def growth(found: dict[Case, dict[str, Any]], longest_of: int = 4) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each, half as many where one takes seconds")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="turns of each; thrice as many of short ones, half of long ones"
+    )
     parser.add_argument("--patience", type=float, default=20.0, help="seconds to wait for quiet rounds, for each case")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, to see that it works; no file")
     arguments = parser.parse_args()
