@@ -141,7 +141,8 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     signal, noise = (statistics.fmean(rows[0][name]) for name in ("signals", "noises"))
     norms = [statistics.fmean(row["squared_norms"]) for row in rows]
     bound = 2.0 * (1.0 + noise / signal)
-    inside = [k for k, kappa in enumerate(kappas) if 1 < kappa <= bound / 8.0]
+    # Where the noise allows none, the first beyond the bound's eighth stands in, and the verdict may well fail.
+    inside = [k for k, kappa in enumerate(kappas) if 1 < kappa <= bound / 8.0] or [1]
     outside = [k for k, kappa in enumerate(kappas) if kappa > bound]
     furthest = max(inside, key=lambda k: abs(norms[k] / norms[0] - 1.0))
     smallest = min(outside, key=lambda k: norms[k], default=None)
