@@ -24,6 +24,7 @@ CASES = cases()
 def _blocks(request, monkeypatch):
     if request.param == "small blocks":
         monkeypatch.setattr(blocked, "BLOCK", dict.fromkeys(blocked.BLOCK, 300))
+        monkeypatch.setattr(blocked, "ROWS", 16)
         monkeypatch.setattr(blocked, "SHORTEST", 4)
 
 

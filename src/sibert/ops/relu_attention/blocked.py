@@ -21,9 +21,12 @@ from sibert.ops.relu_attention.reference import inverse_or_zero
 
 __all__ = ["blocked_backward", "blocked_forward"]
 
-BLOCK = {torch.float64: 1 << 18, torch.float32: 1 << 19, torch.bfloat16: 1 << 20}
-"""Scores of a block per thread, 2 MiB: as large as caches allow, for the cost of starting a product counts. (Measured
-from 2^17 to 2^19 and to 2^21, LOGBOOK, 2026-11-24.)"""
+BLOCK = {torch.float64: 1 << 17, torch.float32: 1 << 18, torch.bfloat16: 1 << 19}
+"""Scores of a block per thread, 1 MiB: twice as many are as fast on a quiet machine, for the cost of starting a product
+counts, and up to a third slower where others use the same last-level cache (LOGBOOK, 2026-11-24)."""
+
+ROWS = 1024
+"""Queries of a block. Few keys to many queries: they are packed once for the product and stay in the cache."""
 
 SHORTEST = 64
 """Fewest queries of a block of short spans: below it the products no longer run at the speed of BLAS."""
@@ -99,12 +102,12 @@ class Problem:
         return rows_BHSX.reshape(*self.query.shape[:-1], rows_BHSX.shape[-1])
 
     def size(self, dtype: torch.dtype) -> tuple[int, int, int]:
-        """Heads, queries and keys of a block of this dtype: as nearly square as the lengths allow."""
+        """Heads, queries and keys of a block of this dtype."""
         _, U, _, S, _ = self.query.shape
         threads = torch.get_num_threads() if self.query.device.type == "cpu" else 256
         T = self.key.shape[2]
-        side = math.isqrt(BLOCK[dtype])
-        rows, columns = min(S, max(side, BLOCK[dtype] // max(T, 1))), min(T, max(side, BLOCK[dtype] // max(S, 1)))
+        rows = min(S, max(ROWS, BLOCK[dtype] // max(T, 1)))
+        columns = min(T, BLOCK[dtype] // max(rows, 1))
         if self.lower is not None and self.upper is not None and self.lower.numel():
             widest = max(1, int((self.upper - self.lower).max()))
             rows = min(rows, max(widest, SHORTEST))
