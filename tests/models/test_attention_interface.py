@@ -9,6 +9,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     ModernBertConfig,
     ModernBertModel,
     T5Config,
@@ -43,6 +45,11 @@ def gpt2():
 def llama(**fields):
     fields = {"num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 40, **SMALL, **fields}
     return build(LlamaForCausalLM, LlamaConfig(**fields))
+
+
+def mistral():
+    fields = {"num_key_value_heads": 2, "max_position_embeddings": 40, "sliding_window": 6, **SMALL}
+    return build(MistralForCausalLM, MistralConfig(vocab_size=VOCABULARY, **fields))
 
 
 def tokens(length=12):
@@ -82,6 +89,20 @@ def test_generation_with_a_cache_equals_generation_without(build_model):
     model, ids = build_model(), tokens(5)
     options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
     assert torch.equal(model.generate(ids, use_cache=True, **options), model.generate(ids, use_cache=False, **options))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("build_model", [llama, mistral])
+def test_packed_sequences_equal_sequences_one_by_one(build_model, with_mask):
+    model, ids = build_model(), tokens(20)[:1]
+    starts = torch.tensor([0, 4, 12, 20], dtype=torch.int32)  # the second and third are longer than Mistral's window
+    bounds = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 8, "max_length_k": 8}
+    mask = {"attention_mask": torch.ones_like(ids)} if with_mask else {}
+    packed = model(input_ids=ids, **bounds, **mask).logits
+    alone = torch.cat([model(input_ids=part).logits for part in ids.split([4, 8, 8], dim=1)], dim=1)
+    torch.testing.assert_close(packed, alone)  # positions are relative in both models
+    assert relative_change(model(input_ids=ids, **mask).logits[:, 4:], alone[:, 4:]) > 1e-2
 
 
 @torch.no_grad()
@@ -162,6 +183,9 @@ class TestTheFunction:
             self.module, query[:, :, :2], key[:, :, :2], key[:, :, :2], None, is_causal=False
         )
         torch.testing.assert_close(together[:, :2], alone)
+        everything = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+        masked, _ = relu_normalized_attention(self.module, query, key, key, everything, **options)
+        torch.testing.assert_close(masked, together)
 
     def test_weights_come_when_asked_for(self):
         assert self.attend()[1] is None

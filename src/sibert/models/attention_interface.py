@@ -58,7 +58,8 @@ def relu_normalized_attention(
         scaling: Factor of the scores, which cancels.
         is_causal: Whether to attend to no later key, where there is no mask; None = what the module says.
         sliding_window: A query attends to keys less than this far away, where there is no mask.
-        cu_seq_lens_q: Bounds of sequences packed into a batch of 1.
+        cu_seq_lens_q: Bounds of sequences packed into a batch of 1; they count beside a mask, too: that of transformers
+            holds causality and windows, and knows of packed sequences only what position_ids say.
         cu_seq_lens_k: The same for keys; must be equal.
         **kwargs: `output_attentions` returns the weights; other arguments of transformers are not needed.
 
@@ -84,10 +85,10 @@ def relu_normalized_attention(
     else:
         options, key_BGTK, value_BGTK = _without_mask(module, query_BHSK, key_BGTK, value_BGTK, is_causal)
         options["window"] = sliding_window
-        if cu_seq_lens_q is not None:
-            if cu_seq_lens_k is not None and cu_seq_lens_k.shape != cu_seq_lens_q.shape:
-                raise ValueError("queries and keys must be packed alike: cu_seq_lens_q and cu_seq_lens_k differ")
-            options["cu_seqlens"] = cu_seq_lens_q
+    if cu_seq_lens_q is not None:
+        if cu_seq_lens_k is not None and cu_seq_lens_k.shape != cu_seq_lens_q.shape:
+            raise ValueError("queries and keys must be packed alike: cu_seq_lens_q and cu_seq_lens_k differ")
+        options["cu_seqlens"] = cu_seq_lens_q
     output_BHSK, weights_BHST = relu_attention(
         query_BHSK,
         key_BGTK,
