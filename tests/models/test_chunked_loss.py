@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sibert.models import SibertForMaskedLM, SibertForPreTraining
+from sibert.models import SibertForMaskedLM, SibertForPreTraining, chunked_loss
 from sibert.models.chunked_loss import chunked_cross_entropy
 from sibert.models.masked_lm_loss import IGNORED
 from tests.models.builders import deep_config
@@ -62,8 +62,9 @@ def test_no_tensor_is_larger_than_a_chunk_or_the_decoder():
 @pytest.mark.parametrize("invariance", ["joint", "matrix", "row"])
 @pytest.mark.parametrize("kind", [SibertForMaskedLM, SibertForPreTraining])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_model_asked_for_no_logits_has_the_same_loss_and_gradients(kind, invariance, masked):
+def test_a_model_asked_for_no_logits_has_the_same_loss_and_gradients(kind, invariance, masked, monkeypatch):
     """Of the scale of the logits, too."""
+    monkeypatch.setattr(chunked_loss, "LOGITS", 20)
     torch.manual_seed(0)
     config = deep_config(
         num_hidden_layers=1, invariance=invariance, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sibert.models import SibertForMaskedLM
+from sibert.models import SibertForMaskedLM, chunked_loss
 from sibert.training import PretrainRecipe, build_model, build_training_optimizer, run_pretraining
 from sibert.training.pretrain import PretrainTrainer
 from tests.training.runs import assert_same_run, losses, weights
@@ -71,16 +71,16 @@ def test_the_optimizer_of_bfloat16_weights_rounds_stochastically(recipe):
 
 
 @pytest.mark.parametrize("next_sentence", [False, True])
-def test_a_chunked_loss_trains_as_the_whole_one(next_sentence, recipe, tmp_path):
+def test_a_chunked_loss_trains_as_the_whole_one(next_sentence, recipe, tmp_path, monkeypatch):
     chosen = {"next_sentence": next_sentence, "steps": 5, "eval_every": 5}
     run_pretraining(recipe(**chosen), tmp_path / "whole")
-    run_pretraining(recipe(**chosen, chunked_loss=True), tmp_path / "chunked")
+    monkeypatch.setattr(chunked_loss, "LOGITS", 100)
+    used = []
+    original = chunked_loss._ChunkedLoss.apply
+    monkeypatch.setattr(chunked_loss._ChunkedLoss, "apply", lambda *given: used.append(given) or original(*given))
+    run_pretraining(recipe(**chosen), tmp_path / "chunked")
+    assert len(used) == 5
     assert losses(tmp_path / "chunked") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-
-
-def test_a_chunked_loss_of_a_twin_is_refused():
-    with pytest.raises(ValueError, match="chunked_loss is for sibert"):
-        PretrainRecipe(model="bert", chunked_loss=True)
 
 
 REFUSED = {

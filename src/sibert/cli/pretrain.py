@@ -105,9 +105,6 @@ def pretrain(
         help="Less memory: steps inside backward, same result.",
         rich_help_panel=RUN,
     ),
-    chunked_loss: bool = typer.Option(
-        False, "--chunked-loss", help="Less memory: logits of a few positions at a time.", rich_help_panel=RUN
-    ),
     backend: str = typer.Option(
         "auto", help="auto: fast paths; reference: all as defined, padded.", rich_help_panel=RUN
     ),

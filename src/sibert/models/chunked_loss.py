@@ -15,10 +15,34 @@ from torch.nn import functional as F
 
 from sibert.models.masked_lm_loss import IGNORED
 
-__all__ = ["chunked_cross_entropy"]
+__all__ = ["chunked_cross_entropy", "chunks_pay"]
 
 LOGITS = 1 << 22
 """Logits that are held at a time: 16 MiB of float32."""
+
+LOGITS_ON_DEVICE = 1 << 26
+"""The same where large products are needed to be fast."""
+
+FEWEST_CHUNKS = 4
+"""Chunks from which on the loss is faster by chunks (LOGBOOK, 2026-11-24)."""
+
+
+def chunks_pay(positions: int, vocabulary: int, device: torch.device) -> bool:
+    """Say whether the loss of so many positions is better computed by chunks: for large batches and vocabularies.
+
+    Args:
+        positions: Number of positions that are predicted.
+        vocabulary: Number of tokens.
+        device: Of the decoder.
+
+    Returns:
+        False while compiling, too: the compiler would unroll the chunks.
+    """
+    return not torch.compiler.is_compiling() and positions * vocabulary >= FEWEST_CHUNKS * _logits(device)
+
+
+def _logits(device: torch.device) -> int:
+    return LOGITS if device.type == "cpu" else LOGITS_ON_DEVICE
 
 
 def chunked_cross_entropy(
@@ -34,7 +58,7 @@ def chunked_cross_entropy(
         weight_VD: Matrix of the decoder.
         bias_V: Its bias.
         labels_P: Tokens, `IGNORED` where there is no target.
-        chunk: Positions at a time; default: as many as make `LOGITS` logits.
+        chunk: Positions at a time; default: as many as make 16 MiB of float32 on the CPU, 256 MiB elsewhere.
 
     Returns:
         A scalar, nats.
@@ -42,7 +66,7 @@ def chunked_cross_entropy(
     if torch.is_autocast_enabled(hidden_PD.device.type):
         dtype = torch.get_autocast_dtype(hidden_PD.device.type)
         hidden_PD, weight_VD, bias_V = hidden_PD.to(dtype), weight_VD.to(dtype), bias_V.to(dtype)
-    chunk = chunk or max(1, LOGITS // len(weight_VD))
+    chunk = chunk or max(1, _logits(hidden_PD.device) // len(weight_VD))
     total = _ChunkedLoss.apply(hidden_PD, weight_VD, bias_V, labels_P, chunk)  # type: ignore[no-untyped-call]
     return cast(Tensor, total)
 

@@ -75,7 +75,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from sibert.models.chunked_loss import chunked_cross_entropy
+from sibert.models.chunked_loss import chunked_cross_entropy, chunks_pay
 from sibert.models.configuration_sibert import SibertConfig
 from sibert.models.flat_batch import FlatBatch, attend_within, flat_batch
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss, per_target
@@ -557,11 +557,12 @@ def _predict(
     if tied is not None and tied.table_VD is not model.decoder.weight:
         tied = None
     hidden_XD = model.head(hidden_XD)
-    if return_logits:
-        logits: Tensor = model.decoder(hidden_XD) if tied is None else model.decoder(hidden_XD, tied)
-        return logits, None if labels_X is None else masked_lm_loss(logits, labels_X, num_items_in_batch)
-    assert labels_X is not None
     decoder = model.decoder
+    if return_logits or not chunks_pay(hidden_XD[..., 0].numel(), len(decoder.weight), hidden_XD.device):
+        logits: Tensor = decoder(hidden_XD) if tied is None else decoder(hidden_XD, tied)
+        loss = None if labels_X is None else masked_lm_loss(logits, labels_X, num_items_in_batch)
+        return logits if return_logits else None, loss
+    assert labels_X is not None
     if isinstance(decoder, SibertCosineLinear):
         hidden_XD, weight, bias = decoder.factors(hidden_XD, tied)
     else:
@@ -663,8 +664,8 @@ class SibertForMaskedLM(SibertPreTrainedModel):
                 decoder, the largest matrix product of a small model, then runs on these alone, with static shapes.
             num_items_in_batch: Number of targets of the global batch, the divisor of the summed loss; default: those
                 of this batch.
-            return_logits: False, with labels: the loss alone, computed a few positions at a time
-                (`chunked_cross_entropy`), and logits None.
+            return_logits: False, with labels: the loss alone, and logits None; where they would be many, they are
+                computed a few positions at a time (`chunked_cross_entropy`).
             **kwargs: See `SibertModel.forward`.
 
         Returns:

@@ -364,7 +364,7 @@ def _build_trainer(
         metrics_file=MetricsFile(run.metrics),
         unigram_entropy=unigram_entropy(validation),
         gradient_release=recipe.gradient_release,
-        chunked_loss=recipe.chunked_loss,
+        return_logits=recipe.model != "sibert" or recipe.backend == "reference",
     )
     for callback in (PrinterCallback, TransformersProgressCallback):
         trainer.remove_callback(callback)

@@ -46,12 +46,12 @@ class PretrainRecipe:
 
     Memory: `precision` ("bf16" computes in bfloat16; "bf16-weights" keeps the scale-invariant parameters in it, too,
     and rounds their steps stochastically; the final model is saved in float32), `gradient_checkpointing`,
-    `gradient_release` (`GradientRelease`: the same run, bit for bit, with the gradients of one layer at a time),
-    `chunked_loss` (the logits of a few positions at a time: for large batches and vocabularies; rounding differs).
+    `gradient_release` (`GradientRelease`: the same run, bit for bit, with the gradients of one layer at a time).
 
-    Speed: `backend` ("auto": the fast paths, SIBERT's sentence pairs without padding among them; "reference": padded
-    batches, and attention and optimizer step as they are defined; the same run but for rounding and the draws of
-    dropout), `compile` (`torch.compile` of the training step's forward and backward; evaluation stays as it is).
+    Speed: `backend` ("auto": the fast paths, SIBERT's sentence pairs without padding among them, and the loss of many
+    predictions a few positions at a time; "reference": padded batches, and attention, loss and optimizer step as they
+    are defined; the same run but for rounding and the draws of dropout), `compile` (`torch.compile` of the training
+    step's forward and backward; evaluation stays as it is).
 
     Run: `seed`, `workers` (data-loading processes), `log_every`, `eval_every`,
     `save_every` (steps), `keep_checkpoints`, `device` ("auto" or "cpu").
@@ -97,7 +97,6 @@ class PretrainRecipe:
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
     gradient_release: bool = False
-    chunked_loss: bool = False
     backend: Backend = "auto"
     compile: bool = False
     workers: int = 0
@@ -195,8 +194,6 @@ class PretrainRecipe:
                 "precision bf16-weights is for clipped_sgd, which rounds its steps stochastically; "
                 f"{self.optimizer_name} would round them to nearest and lose the small ones; use --precision bf16"
             )
-        if self.chunked_loss and self.model != "sibert":
-            raise ValueError(f"chunked_loss is for sibert; {self.model} computes its logits as transformers does")
         if not self.gradient_release:
             return
         if self.optimizer_name != "clipped_sgd":

@@ -39,7 +39,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         metrics_file: Where the records go; None = nowhere.
         unigram_entropy: Entropy of the validation targets, nats, recorded beside the validation loss.
         gradient_release: Step inside backward (`GradientRelease`).
-        chunked_loss: Train without logits (`return_logits=False`); evaluation needs them for its hits.
+        return_logits: False trains SIBERT without logits; evaluation needs them for its hits.
         **kwargs: As for `transformers.Trainer`.
 
     Raises:
@@ -54,11 +54,11 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         metrics_file: MetricsFile | None = None,
         unigram_entropy: float | None = None,
         gradient_release: bool = False,
-        chunked_loss: bool = False,
+        return_logits: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.chunked_loss = chunked_loss
+        self.return_logits = return_logits
         self.metrics_file = metrics_file
         self.window = LossWindow()
         self.unigram_entropy = unigram_entropy
@@ -107,7 +107,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         counts: dict[str, Any] = {"num_items_in_batch": num_items_in_batch}
         if "next_sentence_label" in inputs:
             counts["num_sequences_in_batch"] = self._sequences_in_batch
-        if self.chunked_loss:
+        if not self.return_logits:
             counts["return_logits"] = False
         outputs = model(**inputs, **counts)
         # DDP averages gradients over processes; the losses are already divided by the global counts.
