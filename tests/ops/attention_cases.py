@@ -1,9 +1,14 @@
 """What an attention may be asked: named options with inputs, for every backend to be compared with the reference on."""
 
+import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
+import pytest
 import torch
 from torch import Tensor
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,18 @@ def results(case: Case, backend: str, dtype: torch.dtype = torch.float64, device
     generator = torch.Generator().manual_seed(5)
     cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(device, dtype)
     return [output, *torch.autograd.grad(output, inputs, cotangent)]
+
+
+def poison_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill new memory with NaN: what a backend forgets to write shows."""
+
+    def poison(make):
+        def poisoned(*args, **kwargs):
+            made = make(*args, **kwargs)
+            return made.fill_(math.nan) if made.is_floating_point() else made
+
+        return poisoned
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sibert.ops import choose_backend, relu_attention
-from tests.ops.attention_cases import Case, cases, results
-from tests.ops.test_relu_attention_backends import assert_agree
+from sibert.ops.relu_attention.operators import triton_relu_attention
+from tests.ops.attention_cases import Case, cases, poison_new_memory, results
+from tests.ops.test_relu_attention_backends import assert_agree, assert_one_graph, assert_rules_of_torch
 
 assert os.environ["TRITON_INTERPRET"] == "1"
 kernels = importlib.import_module("sibert.ops.relu_attention.triton")
@@ -23,7 +24,8 @@ def _small_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_agree_with_the_reference(name):
+def test_kernels_agree_with_the_reference(name, monkeypatch):
+    poison_new_memory(monkeypatch)
     case = CASES[name]
     case = Case(**{**case.__dict__, "batch": min(case.batch, 3), "heads": 2, "groups": min(case.groups, 2)})
     assert_agree(results(case, "triton"), results(case, "reference"))
@@ -67,3 +69,11 @@ def test_bfloat16_is_refused_by_the_interpreter():
     short = torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="interpreter"):
         choose_backend(short, short, backend="triton")
+
+
+def test_torch_compile_keeps_one_graph():
+    assert_one_graph("triton", 20)
+
+
+def test_the_operator_keeps_the_rules_of_torch():
+    assert_rules_of_torch(triton_relu_attention)

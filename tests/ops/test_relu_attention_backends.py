@@ -8,15 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sibert.ops import choose_backend, relu_attention
 from sibert.ops.relu_attention import reference_relu_attention
 from sibert.ops.relu_attention.dropout import draw_seed, kept, row_keys
+from sibert.ops.relu_attention.operators import blocked_relu_attention
 from sibert.ops.relu_attention.spans import key_spans
 from tests.assertions import relative_change
-from tests.ops.attention_cases import Case, cases, results
+from tests.ops.attention_cases import Case, cases, needs_triton, poison_new_memory, results
 
 blocked = importlib.import_module("sibert.ops.relu_attention.blocked")
+choice = importlib.import_module("sibert.ops.relu_attention.choice")
 CASES = cases()
 
 
@@ -30,17 +33,7 @@ def _blocks(request, monkeypatch):
 
 @pytest.fixture
 def _poisoned(monkeypatch):
-    """New memory holds NaN: what a backend forgets to write shows."""
-
-    def poison(make):
-        def made(*args, **kwargs):
-            return make(*args, **kwargs).fill_(math.nan)
-
-        return made
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+    poison_new_memory(monkeypatch)
 
 
 def assert_agree(ours, definition, tolerance=1e-12):
@@ -207,6 +200,29 @@ class TestChoice:
         assert "memory" in choose_backend(long, long).reason
         assert choose_backend(long, long, need_weights=True).name == "reference"
 
+    @pytest.mark.parametrize(
+        ("width", "dtype", "found", "obstacle"),
+        [
+            (300, torch.float32, (9, 0), "takes heads up to 256 wide, got 300"),
+            (64, torch.float64, (9, 0), "computes in float32 at most on a GPU, got float64"),
+            (64, torch.float32, (7, 5), "needs a GPU of compute capability 8.0 or more, got 7.5"),
+            (64, torch.float32, None, "needs triton, which is not installed"),
+        ],
+    )
+    def test_on_cuda_the_reason_says_what_stood_in_the_way_of_triton(self, monkeypatch, width, dtype, found, obstacle):
+        monkeypatch.setattr(choice, "find_spec", lambda name: found)
+        monkeypatch.setattr(choice, "interpreting", lambda: False)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+        with FakeTensorMode():
+            for length, name in ((64, "deferred"), (1024, "blocked")):
+                query = torch.empty(1, 1, length, width, dtype=dtype, device="cuda")
+                taken = choose_backend(query, query)
+                assert taken.name == name
+                assert f"; the triton backend {obstacle}" in taken.reason
+                with pytest.raises(ValueError, match=rf"{obstacle}.*; backend='auto' takes one that can"):
+                    choose_backend(query, query, backend="triton")
+        assert "triton" not in choose_backend(short := torch.empty(1, 1, 64, 8), short).reason
+
     def test_float16_never_keeps_undivided_products_in_its_own_range(self):
         short = torch.empty(1, 1, 64, 8, dtype=torch.float16)
         assert choose_backend(short, short).name == "blocked"
@@ -271,7 +287,6 @@ def test_errors_come_first_and_teach(inputs, options, error, sentence):
 
 
 def test_triton_is_refused_where_it_cannot_run(monkeypatch):
-    choice = importlib.import_module("sibert.ops.relu_attention.choice")
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'sibert\[triton\]'"):
         relu_attention(Q, K4, K4, backend="triton")
@@ -282,21 +297,21 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch):
 
 
 class Attends(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, backend):
         super().__init__()
-        self.project = torch.nn.Linear(16, 48)
+        self.project, self.backend = torch.nn.Linear(16, 48), backend
 
     def forward(self, x_BTD):
         query, key, value = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.project(x_BTD).chunk(3, -1))
-        mixed, _ = relu_attention(query, key, value, causal=True, dropout_p=0.1, backend="blocked")
+        mixed, _ = relu_attention(query, key, value, causal=True, dropout_p=0.1, backend=self.backend)
         return mixed.transpose(1, 2).flatten(-2)
 
 
-def test_torch_compile_keeps_one_graph():
+def assert_one_graph(backend, length):
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
-    counter, module, x = CompileCounter(), Attends(), torch.randn(2, 300, 16)
+    counter, module, x = CompileCounter(), Attends(backend), torch.randn(2, length, 16)
     results = []
     for attend in (module, torch.compile(module, fullgraph=True, backend=counter)):
         torch.manual_seed(0)
@@ -309,12 +324,35 @@ def test_torch_compile_keeps_one_graph():
         torch.testing.assert_close(eager, compiled)
 
 
-def test_the_operator_keeps_the_rules_of_torch():
-    from sibert.ops.relu_attention.operators import blocked_relu_attention
+def test_torch_compile_keeps_one_graph():
+    assert_one_graph("blocked", 300)
 
+
+@needs_triton
+def test_torch_compile_keeps_one_graph_where_auto_takes_triton(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(module, _):
+        graphs.append(str(module.graph))
+        return module.forward
+
+    attend = torch.compile(lambda q: relu_attention(q, q, q)[0], fullgraph=True, backend=keep)
+    with FakeTensorMode():
+        query = torch.empty(1, 2, 20, 16, device="cuda")
+        assert attend(query).shape == query.shape
+    assert [graph.count("sibert.relu_attention_triton") for graph in graphs] == [1]
+
+
+def assert_rules_of_torch(operator):
     query, key, value = Case(batch=1, groups=1, queries=5, keys=7, width=3).inputs()
     mask = torch.rand(1, 1, 5, 7) < 0.7
     spans = key_spans(5, 7, torch.device("cpu"), causal=True)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     for arguments in ((mask, *spans, torch.tensor([3]), 0.2), (None, None, None, None, 0.0)):
-        torch.library.opcheck(blocked_relu_attention, (query, key, value, *arguments), test_utils=checks)
+        torch.library.opcheck(operator, (query, key, value, *arguments), test_utils=checks)
+
+
+def test_the_operator_keeps_the_rules_of_torch():
+    assert_rules_of_torch(blocked_relu_attention)

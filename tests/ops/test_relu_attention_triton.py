@@ -3,16 +3,13 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.assertions import relative_change
-from tests.ops.attention_cases import Case, cases, results
-
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+from tests.ops.attention_cases import Case, cases, needs_triton, results
 
 
 @needs_triton

@@ -52,8 +52,8 @@ def choose_backend(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend != "auto":
-        if (reason := _obstacle(backend, query_BHSK, need_weights)) is not None:
-            raise ValueError(f"the {backend} backend {reason}")
+        if (obstacle := _obstacle(backend, query_BHSK, need_weights)) is not None:
+            raise ValueError(f"the {backend} backend {obstacle}; backend='auto' takes one that can")
         return Choice(backend, "it was asked for")
     if need_weights:
         return Choice("reference", "only it forms the normalised weights")
@@ -61,12 +61,16 @@ def choose_backend(
         if query_BHSK.dtype == torch.float16:
             return Choice("reference", "plain operations are needed, and float16 cannot hold undivided products")
         return Choice("deferred", "export, vmap and forward-mode derivatives need plain operations")
-    if query_BHSK.device.type == "cuda" and _obstacle("triton", query_BHSK, need_weights) is None:
-        return Choice("triton", "a CUDA device, triton and a dtype and head width that the kernels take")
+    otherwise = ""
+    if query_BHSK.device.type == "cuda":
+        if (obstacle := _obstacle("triton", query_BHSK, need_weights)) is None:
+            return Choice("triton", "a CUDA device, triton and a dtype and head width that the kernels take")
+        otherwise = f"; the triton backend {obstacle}"
     scores = query_BHSK.shape[2] * key_BGTK.shape[2]
     if scores <= SHORT and query_BHSK.dtype != torch.float16:
-        return Choice("deferred", "the sequences are so short that computing scores twice costs more than keeping them")
-    return Choice("blocked", "memory does not grow with the product of the lengths")
+        reason = "the sequences are so short that computing scores twice costs more than keeping them"
+        return Choice("deferred", reason + otherwise)
+    return Choice("blocked", "memory does not grow with the product of the lengths" + otherwise)
 
 
 def _must_be_plain() -> bool:
@@ -75,6 +79,18 @@ def _must_be_plain() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+# torch.compile asks these once and keeps the answers in the graph: it cannot trace what they call.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def installed() -> bool:
+    """Tell whether triton is installed.
+
+    Returns:
+        Whether it can be found; it is not imported.
+    """
+    return find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def interpreting() -> bool:
     """Tell whether triton runs kernels in its interpreter, on any device.
 
@@ -86,15 +102,28 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def capability(device: torch.device) -> tuple[int, int]:
+    """Read the compute capability of a GPU.
+
+    Args:
+        device: A CUDA device.
+
+    Returns:
+        Its two numbers.
+    """
+    return torch.cuda.get_device_capability(device)
+
+
 def _obstacle(backend: str, query_BHSK: Tensor, need_weights: bool) -> str | None:
     """Say why a backend cannot do it; None if it can."""
     if need_weights and backend != "reference":
-        return "never forms the weights; use backend='auto' or 'reference' to get them"
+        return "never forms the weights"
     if backend != "triton":
         return None
     if query_BHSK.shape[-1] > WIDEST:
-        return f"takes heads up to {WIDEST} wide, got {query_BHSK.shape[-1]}; use backend='blocked'"
-    if find_spec("triton") is None:
+        return f"takes heads up to {WIDEST} wide, got {query_BHSK.shape[-1]}"
+    if not installed():
         return "needs triton, which is not installed: pip install 'sibert[triton]'"
     if interpreting():
         bfloat16 = query_BHSK.dtype == torch.bfloat16
@@ -102,7 +131,7 @@ def _obstacle(backend: str, query_BHSK: Tensor, need_weights: bool) -> str | Non
     if query_BHSK.device.type != "cuda":
         return f"needs a CUDA device, got {query_BHSK.device} (or TRITON_INTERPRET=1, set before triton is imported)"
     if query_BHSK.dtype == torch.float64:
-        return "computes in float32 at most on a GPU; use backend='blocked' for float64"
-    if torch.cuda.get_device_capability(query_BHSK.device) < (8, 0):
-        return "needs a GPU of compute capability 8.0 or more; use backend='blocked'"
+        return "computes in float32 at most on a GPU, got float64"
+    if (found := capability(query_BHSK.device)) < (8, 0):
+        return f"needs a GPU of compute capability 8.0 or more, got {found[0]}.{found[1]}"
     return None
