@@ -4,7 +4,8 @@
     python docs/figures/lab.py              reads benchmarks/results/lab/ alone
 
 Writes benchmarks/results/lab.md, whose parts the pages of docs/lab/ include, and docs/figures/lab/. Data beyond 200 kB
-stay behind: `sibert lab run` makes them again. The exit status is 1 if an experiment has no result.
+stay behind: `sibert lab run` makes them again. The exit status is 1 if an experiment has no result; one of an older form is
+refused.
 
 The picture of the report:
 
@@ -13,6 +14,8 @@ The picture of the report:
         --screenshot=docs/figures/lab-report.png lab.html
 """
 
+import dataclasses
+import json
 import math
 import shutil
 import sys
@@ -26,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "lab"
 PARTS = RESULTS.with_suffix(".md")
 FIGURES = ROOT / "docs" / "figures" / "lab"
 LARGEST_DATA = 200_000
+MARKED = {"agrees": "agrees", "undecided": "*undecided*", "DISAGREES": "**DISAGREES**"}
 
 
 def take(source: Path) -> list[str]:
@@ -81,7 +85,7 @@ def row(verdict: Verdict) -> list[str]:
         measured if verdict.error is None else f"{measured} ± {number(verdict.error, 2)}",
         "" if verdict.predicted is None else number(verdict.predicted, digits),
         allowed,
-        "agrees" if verdict.passed else "**DISAGREES**",
+        MARKED[verdict.word],
     ]
 
 
@@ -95,19 +99,18 @@ def plain(text: str) -> str:
     return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
 
 
-def minutes(one: Experiment, outcome: Outcome) -> str:
-    """About how long it takes: what the experiment says, since other processes may have slowed down the run."""
-    expected = one.minutes[outcome.scale]
-    return f"{60 * expected:.0f} s" if expected < 1 else f"{expected:.0f} min"
+def duration(outcome: Outcome) -> str:
+    """How long the stored run took."""
+    return f"{outcome.seconds:.0f} s" if outcome.seconds < 100 else f"{outcome.seconds / 60:.0f} min"
 
 
-def command(one: Experiment, outcome: Outcome) -> str:
+def command(outcome: Outcome) -> str:
     """What makes the result again, and where this one was made."""
     option = {"full": " --full", "smoke": " --smoke"}.get(outcome.scale, "")
     machine = outcome.environment
     threads = machine["threads"]
     return (
-        f"`sibert lab run {outcome.name}{option}`, about {minutes(one, outcome)} on two free cores. These numbers: "
+        f"`sibert lab run {outcome.name}{option}`. These numbers took {duration(outcome)}: "
         f"{machine['processor']}, {threads} thread{'s' * (threads != 1)}, torch {machine['torch']}, "
         f"sibert {machine['sibert']}."
     )
@@ -120,7 +123,7 @@ def result(one: Experiment, outcome: Outcome | None) -> str:
     intervals = any(verdict.error is not None for verdict in outcome.verdicts)
     note = "\n\n± is half the width of the 95 % confidence interval." if intervals else ""
     figure = f"../figures/lab/{one.name}.svg"
-    return f"[![{one.title}]({figure})]({figure})\n\n{verdicts(outcome)}{note}\n\n{command(one, outcome)}"
+    return f"[![{one.title}]({figure})]({figure})\n\n{verdicts(outcome)}{note}\n\n{command(outcome)}"
 
 
 def reference(key: str) -> str:
@@ -141,14 +144,21 @@ def overview(outcomes: dict[str, Outcome | None]) -> str:
         if outcome is None:
             rows.append([claim, "not run", "", ""])
             continue
-        agreeing = sum(verdict.passed for verdict in outcome.verdicts)
-        sign = "agrees" if outcome.passed else "**DISAGREES**"
-        rows.append([claim, sign, f"{agreeing} of {len(outcome.verdicts)}", minutes(EXPERIMENTS[name], outcome)])
-    return table(["claim", "verdict", "numbers that agree", "takes about"], rows)
+        agreeing = sum(verdict.word == "agrees" for verdict in outcome.verdicts)
+        rows.append([claim, MARKED[outcome.word], f"{agreeing} of {len(outcome.verdicts)}", duration(outcome)])
+    return table(["claim", "verdict", "numbers that agree", "took"], rows)
 
 
 def outcomes() -> dict[str, Outcome | None]:
-    """What is stored, by experiment."""
+    """What is stored, by experiment.
+
+    Raises:
+        ValueError: If a result has another form than a run of today leaves.
+    """
+    for path in (RESULTS / f"{name}.json" for name in EXPERIMENTS):
+        verdicts = json.loads(path.read_text("utf-8"))["verdicts"] if path.is_file() else []
+        if any(set(verdict) != {field.name for field in dataclasses.fields(Verdict)} for verdict in verdicts):
+            raise ValueError(f"{path} is of an older form: run it again with: sibert lab run {path.stem}")
     return {name: load_outcome(one, RESULTS) for name, one in EXPERIMENTS.items()}
 
 

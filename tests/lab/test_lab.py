@@ -14,6 +14,7 @@ from sibert.lab import (
     EXPERIMENTS,
     REFERENCES,
     Experiment,
+    Outcome,
     Verdict,
     balanced_rotation,
     bibtex,
@@ -46,24 +47,54 @@ def module(name: str, measured: float) -> types.ModuleType:
 
 class TestVerdict:
     def test_near(self):
-        assert Verdict.near("", 1.05, 1.0, relative=0.1).passed
-        assert not Verdict.near("", 1.15, 1.0, relative=0.1).passed
-        assert Verdict.near("", -2.1, -2.0, absolute=0.1 + 1e-9).passed
-        assert not Verdict.near("", -2.3, -2.0, relative=0.1).passed
+        assert Verdict.near("", 1.05, 1.0, relative=0.1).word == "agrees"
+        assert Verdict.near("", 1.15, 1.0, relative=0.1).word == "DISAGREES"
+        assert Verdict.near("", -2.1, -2.0, absolute=0.1 + 1e-9).word == "agrees"
+        assert Verdict.near("", -2.3, -2.0, relative=0.1).word == "DISAGREES"
 
     def test_bounds(self):
-        assert Verdict.at_most("", 1.0, 1.0).passed
-        assert not Verdict.at_most("", 1.1, 1.0).passed
-        assert Verdict.at_least("", 1.0, 1.0).passed
-        assert not Verdict.at_least("", 0.9, 1.0).passed
+        assert Verdict.at_most("", 1.0, 1.0).word == "agrees"
+        assert Verdict.at_most("", 1.1, 1.0).word == "DISAGREES"
+        assert Verdict.at_least("", 1.0, 1.0).word == "agrees"
+        assert Verdict.at_least("", 0.9, 1.0).word == "DISAGREES"
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_no_number_passes(self, value):
-        assert not Verdict.near("", value, 1.0, relative=1.0).passed
+    def test_no_number_agrees(self, value):
+        assert Verdict.near("", value, 1.0, relative=1.0).word == "DISAGREES"
 
-    def test_nan_passes_no_bound(self):
-        assert not Verdict.at_most("", math.nan, 1.0).passed
-        assert not Verdict.at_least("", math.nan, 1.0).passed
+    def test_nan_agrees_with_no_bound(self):
+        assert Verdict.at_most("", math.nan, 1.0).word == "DISAGREES"
+        assert Verdict.at_least("", math.nan, 1.0).word == "DISAGREES"
+
+    @pytest.mark.parametrize(
+        ("measured", "error", "word"),
+        [
+            (1.05, 0.04, "agrees"),
+            (1.05, 0.06, "undecided"),
+            (0.95, 0.06, "undecided"),
+            (1.0, 0.2, "undecided"),  # wider than the range
+            (1.0, math.inf, "undecided"),
+            (1.0, math.nan, "undecided"),
+            (1.15, 0.1, "DISAGREES"),  # where the interval reaches does not excuse the number
+        ],
+    )
+    def test_a_number_agrees_only_with_all_of_its_interval(self, measured, error, word):
+        assert Verdict.near("", measured, 1.0, relative=0.1, error=error).word == word
+
+    def test_an_interval_may_reach_to_where_there_is_no_bound(self):
+        assert Verdict.at_least("", 5.0, 1.0, error=3.9).word == "agrees"
+        assert Verdict.at_most("", 5.0, 6.0, error=1.1).word == "undecided"
+
+    def test_an_experiment_is_worth_its_worst_verdict(self):
+        agrees, undecided, disagrees = (
+            Verdict.near("", value, 1.0, relative=0.1, error=0.01) for value in (1.0, 1.095, 9.0)
+        )
+        for verdicts, word in (
+            ([agrees, agrees], "agrees"),
+            ([agrees, undecided], "undecided"),
+            ([undecided, disagrees, agrees], "DISAGREES"),
+        ):
+            assert Outcome("", "default", 1.0, verdicts, {}, "").word == word
 
 
 class TestResults:
@@ -71,7 +102,7 @@ class TestResults:
         one = Experiment.of(module("one_claim", 1.04))
         assert (one.name, one.title) == ("one-claim", "A claim with <b>")
         outcome = run_experiment(one, "default", tmp_path)
-        assert outcome.passed
+        assert outcome.word == "agrees"
         assert load_outcome(one, tmp_path) == outcome
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "one-claim-data.json", "one-claim.json", "one-claim.svg",
@@ -91,13 +122,14 @@ class TestResults:
             load_outcome(one, tmp_path)
 
     def test_page(self, tmp_path):
-        both = [Experiment.of(module("one", 1.0)), Experiment.of(module("other", 9.0))]
+        both = [Experiment.of(module(name, n)) for name, n in (("one", 1.0), ("other", 9.0), ("third", 1.095))]
         missing = Experiment.of(module("missing", 9.0))
         for one in both:
             run_experiment(one, "default", tmp_path)
         page = write_page([*both, missing], tmp_path, tmp_path / "new" / "page.html").read_text()
-        assert "1 of 2 experiments agree with theory (1 have not been run)" in page
-        assert page.count("DISAGREES") == 3  # two verdicts and the line of the table
+        assert "1 of 3 experiments agree with theory, 1 cannot tell (1 have not been run)" in page
+        assert page.count(">DISAGREES<") == 3  # two verdicts and the line of the table
+        assert page.count(">undecided<") == 2
         assert "A claim with &lt;b&gt;" in page
         assert "<pre>a &lt; b</pre>" in page
         assert "the number &amp; more" in page
@@ -132,7 +164,7 @@ class TestExperiments:
         outcome = run_experiment(one, "default" if name in QUICK else "smoke", tmp_path)
         assert all(math.isfinite(verdict.measured) for verdict in outcome.verdicts)
         if name in QUICK:
-            assert outcome.passed, [verdict for verdict in outcome.verdicts if not verdict.passed]
+            assert outcome.word == "agrees", [verdict for verdict in outcome.verdicts if verdict.word != "agrees"]
         write_page([one], tmp_path, tmp_path / "page.html")
 
 
@@ -189,7 +221,7 @@ class TestEdge:
         plain = self.run([0.5, *edge], product=0.0)
         rows = [{**row, "sharpness": row["sharpness"] * (1.0 if row["step"] == 0 else flow)} for row in plain["rows"]]
         found = real_networks.judge({"runs": [plain, sphere, sphere, text, text], "flow": {"rows": rows}})
-        return [verdict.statement for verdict in found if not verdict.passed]
+        return [verdict.statement for verdict in found if verdict.word == "DISAGREES"]
 
     def test_sharpening_hovering_about_two_and_falling_agrees(self):
         assert self.judged([1.9, 2.1] * 10) == []
@@ -295,6 +327,10 @@ class TestCommands:
         failed = CliRunner().invoke(app, ["lab", "run", "bad", "--out", str(tmp_path)], standalone_mode=False)
         assert failed.return_value == 1
         assert "DISAGREES the number: 9" in failed.output
+        monkeypatch.setitem(EXPERIMENTS, "wide", Experiment.of(module("wide", 1.095)))
+        wide = CliRunner().invoke(app, ["lab", "run", "wide", "--out", str(tmp_path)], standalone_mode=False)
+        assert wide.return_value == 0  # no failure, but not called agreement
+        assert "undecided the number & more: 1.095 ± 0.01" in wide.output
         assert self.run("lab", "report", str(tmp_path)).exit_code == 0
         assert "DISAGREES" in (tmp_path / "report.html").read_text()
 

@@ -74,7 +74,7 @@ class TestPages:
 
     def test_the_example_is_an_experiment(self, tmp_path):
         one = Experiment.of(example())
-        assert run_experiment(one, "default", tmp_path).passed
+        assert run_experiment(one, "default", tmp_path).word == "agrees"
         assert "paper" in one.text
         assert "Here: " in one.text
 
@@ -97,7 +97,7 @@ class TestScript:
         assert script.main([str(tmp_path / "runs")]) == 0
         text = script.PARTS.read_text("utf-8")
         assert "| deviation of the mean | 0.1" in text
-        assert "`sibert lab run dice`, about 6 s on two free cores. These numbers: " in text
+        assert re.search(r"`sibert lab run dice`\. These numbers took \d+ s: ", text)
         assert "agrees | 1 of 1 |" in text
         assert (script.FIGURES / "dice.svg").read_text("utf-8").startswith("<?xml")
 
@@ -115,11 +115,33 @@ class TestScript:
         record = json.loads(path.read_text("utf-8"))
         record["verdicts"][0]["measured"] = 7.0
         path.write_text(json.dumps(record), "utf-8")
-        assert outcome.passed
+        assert outcome.word == "agrees"
         script.main([str(tmp_path / "runs")])
         text = script.PARTS.read_text("utf-8")
         assert text.count("**DISAGREES**") == 2  # in the overview and in the table
         assert "| 0 of 1 |" in text
+
+    def test_undecided_is_not_called_agreement(self, only_the_example, tmp_path):
+        run_experiment(only_the_example, "default", tmp_path / "runs")
+        self.change(tmp_path / "runs" / "dice.json", error=1.0)
+        script.main([str(tmp_path / "runs")])
+        text = script.PARTS.read_text("utf-8")
+        assert text.count("*undecided*") == 2
+        assert "| 0 of 1 |" in text
+
+    @pytest.mark.parametrize("change", [{"older": 1.0}, {"interval": None}])
+    def test_results_of_another_form_are_refused(self, only_the_example, tmp_path, change):
+        run_experiment(only_the_example, "default", tmp_path / "runs")
+        self.change(tmp_path / "runs" / "dice.json", **change)
+        with pytest.raises(ValueError, match=r"dice\.json is of an older form: run it again with: sibert lab run dice"):
+            script.main([str(tmp_path / "runs")])
+
+    def change(self, path, **fields):
+        """Other values in the stored verdict; None takes a field out."""
+        record = json.loads(path.read_text("utf-8"))
+        (verdict,) = record["verdicts"]
+        record["verdicts"] = [{k: v for k, v in {**verdict, **fields}.items() if v is not None or k not in fields}]
+        path.write_text(json.dumps(record), "utf-8")
 
     @pytest.mark.parametrize(
         ("verdict", "cells"),

@@ -26,7 +26,7 @@ def run(
     smoke: bool = typer.Option(False, "--smoke", help="As little as shows that everything works; verdicts may fail."),
     out: Path = typer.Option(FOLDER, "--out", help="Folder of the results."),
 ) -> int:
-    """Run experiments and judge them; the exit status is 1 if a verdict fails."""
+    """Run experiments and judge them; the exit status is 1 if a number disagrees, not if one is undecided."""
     from sibert.lab import EXPERIMENTS, Scale, run_experiment
 
     if full and smoke:
@@ -41,11 +41,10 @@ def run(
         typer.echo(f"{name}: {experiment.title} (about {experiment.minutes[scale]:g} min)")
         outcome = run_experiment(experiment, scale, out)
         for verdict in outcome.verdicts:
-            sign = "agrees   " if verdict.passed else "DISAGREES"
             error = "" if verdict.error is None else f" ± {verdict.error:.2g}"
-            typer.echo(f"  {sign} {verdict.text}: {verdict.measured:.4g}{error}")
+            typer.echo(f"  {verdict.word:9} {verdict.text}: {verdict.measured:.4g}{error}")
         typer.echo(f"  {outcome.seconds:.0f} s")
-        failed = failed or not outcome.passed
+        failed = failed or outcome.word == "DISAGREES"
     return 1 if failed and not smoke else 0
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Scale", "Verdict"]
+__all__ = ["Experiment", "Scale", "Verdict", "Word"]
 
 Scale = Literal["smoke", "default", "full"]
 """How much is run: to see that it works, to judge on two cores, or more than that."""
+Word = Literal["agrees", "undecided", "DISAGREES"]
+"""Of a number: in the allowed range with all of its interval, in it itself, or outside."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,12 @@ class Verdict:
         return f"{self.statement} (95 %: {self.interval})" if self.interval else self.statement
 
     @property
-    def passed(self) -> bool:
-        """Whether the measured number is in the range; never true of a number that is none."""
-        return self.low <= self.measured <= self.high
+    def word(self) -> Word:
+        """Agrees if its whole interval is in the range, undecided if it alone is; never of a number that is none."""
+        if not self.low <= self.measured <= self.high:
+            return "DISAGREES"
+        error = self.error or 0.0
+        return "agrees" if self.low <= self.measured - error and self.measured + error <= self.high else "undecided"
 
     @classmethod
     def near(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from sibert.lab.experiment import Experiment, Verdict
+from sibert.lab.experiment import Experiment, Verdict, Word
 from sibert.lab.references import REFERENCES
 from sibert.lab.results import Outcome, load_outcome
 from sibert.reporting.stylesheet import CSS
@@ -18,7 +18,8 @@ STYLE = """\
 pre { overflow-x: auto; font-size: .85rem; margin: .4rem 0 .4rem 1rem; }
 section { margin-bottom: 3rem; }
 img { width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.pass { color: var(--run-2); font-weight: 600; } .fail { color: var(--run-4); font-weight: 600; }
+.agrees { color: var(--run-2); font-weight: 600; } .DISAGREES { color: var(--run-4); font-weight: 600; }
+.undecided { font-style: italic; }
 p.text { max-width: 50rem; }
 """
 
@@ -48,15 +49,18 @@ def write_page(experiments: Sequence[Experiment], results: Path, out: Path) -> P
 
 
 def _page(found: Sequence[tuple[Experiment, Outcome]], of: int) -> str:
-    passed = sum(outcome.passed for _, outcome in found)
+    words = [outcome.word for _, outcome in found]
+    undecided = words.count("undecided")
     title = "The theory of training dynamics, by number"
     lead = (
-        f"{passed} of {len(found)} experiments agree with theory"
+        f"{words.count('agrees')} of {len(found)} experiments agree with theory"
+        + (f", {undecided} cannot tell" if undecided else "")
         + (f" ({of - len(found)} have not been run)" if of > len(found) else "")
-        + ". A verdict compares a measured number with the range that theory and a tolerance allow."
+        + ". A verdict compares a measured number with the range that theory and a tolerance allow: it agrees if the "
+        "number is there with the whole of its 95 % confidence interval, and is undecided if only the number is."
     )
     rows = "".join(
-        f'<tr><th><a href="#{one.name}">{html.escape(one.title)}</a></th>{_mark(outcome.passed)}'
+        f'<tr><th><a href="#{one.name}">{html.escape(one.title)}</a></th>{_mark(outcome.word)}'
         f"<td>{len(outcome.verdicts)}</td><td>{outcome.scale}</td><td>{outcome.seconds:.0f} s</td></tr>"
         for one, outcome in found
     )
@@ -106,12 +110,12 @@ def _row(verdict: Verdict) -> str:
     predicted = "" if verdict.predicted is None else _number(verdict.predicted)
     return (
         f'<tr><td class="text">{html.escape(verdict.text)}</td><td>{number}</td><td>{predicted}</td>'
-        f"<td>{allowed}</td>{_mark(verdict.passed)}</tr>"
+        f"<td>{allowed}</td>{_mark(verdict.word)}</tr>"
     )
 
 
-def _mark(passed: bool) -> str:
-    return f'<td class="{"pass" if passed else "fail"}">{"agrees" if passed else "DISAGREES"}</td>'
+def _mark(word: Word) -> str:
+    return f'<td class="{word}">{word}</td>'
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sibert.lab.experiment import Experiment, Scale, Verdict
+from sibert.lab.experiment import Experiment, Scale, Verdict, Word
 from sibert.training.checkpoints import write_atomically
 from sibert.training.environment import environment
 
@@ -38,9 +38,10 @@ class Outcome:
     figure: str
 
     @property
-    def passed(self) -> bool:
-        """Whether all verdicts are in theory's favour."""
-        return all(verdict.passed for verdict in self.verdicts)
+    def word(self) -> Word:
+        """The worst of its verdicts: one that disagrees, or one that is undecided."""
+        found = {verdict.word for verdict in self.verdicts}
+        return "DISAGREES" if "DISAGREES" in found else "undecided" if "undecided" in found else "agrees"
 
 
 def run_experiment(experiment: Experiment, scale: Scale, out: Path) -> Outcome:
