@@ -8,6 +8,7 @@ import torch
 
 from sibert.ops import choose_backend, relu_attention
 from sibert.ops.relu_attention.operators import triton_relu_attention
+from sibert.ops.relu_attention.tiles import Tiles
 from tests.ops.attention_cases import Case, cases, poison_new_memory, results
 from tests.ops.test_relu_attention_backends import assert_agree, assert_one_graph, assert_rules_of_torch
 
@@ -19,7 +20,7 @@ CASES = cases(queries=23, keys=37)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     monkeypatch.setattr(
-        kernels, "tile_sizes", lambda *_: dict.fromkeys(("forward", "queries", "keys"), kernels.Tiles(16, 16, 1, 1))
+        kernels, "tile_sizes", lambda *_: dict.fromkeys(("forward", "queries", "keys"), Tiles(16, 16, 1, 1))
     )
 
 

@@ -14,7 +14,9 @@ width; in the kernels tiles are [rows, width], and WIDTH is K, PADDED the next p
 
 from __future__ import annotations  # triton's interpreter looks for the annotation "constexpr"
 
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch import Tensor
 from sibert.ops.relu_attention.dropout import COLUMN_STEP, MIXER, drop_threshold
 from sibert.ops.relu_attention.reference import inverse_or_zero
 from sibert.ops.relu_attention.spans import Spans
+from sibert.ops.relu_attention.tiles import H100_MEMORY, Tiles, tile_sizes
 
 try:
     import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -40,46 +43,25 @@ except ImportError:  # the module can be looked at without triton; `choose_backe
         return kernel
 
 
-__all__ = ["Tiles", "tile_sizes", "triton_backward", "triton_forward"]
+__all__ = ["shared_memory", "triton_backward", "triton_forward"]
 
 _MIXER = constexpr(MIXER)
 _COLUMN_STEP = constexpr(COLUMN_STEP)
 
 
-class Tiles(NamedTuple):
-    """How a kernel is cut into tiles.
-
-    Attributes:
-        queries: Queries of a tile.
-        keys: Keys of a tile.
-        warps: Warps of a program.
-        stages: Tiles that are loaded ahead.
-    """
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
-
-
-def tile_sizes(width: int, dtype: torch.dtype) -> dict[str, Tiles]:
-    """Choose tiles by what fits the registers and the shared memory (228 KiB) of an H100.
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Look up how much shared memory a program may have.
 
     Args:
-        width: Head width K.
-        dtype: Of queries, keys and values.
+        device: Where it runs.
 
     Returns:
-        Tiles of the kernels "forward", "queries" (their gradient) and "keys" (gradients of keys and values).
+        Bytes; those of an H100 for the interpreter, which has no limit.
     """
-    if dtype in (torch.float32, torch.float64):  # no tensor cores: small tiles, or the registers spill
-        side = 32 if width <= 128 else 16
-        return dict.fromkeys(("forward", "queries", "keys"), Tiles(side, side, 4, 2))
-    if width <= 64:
-        return {"forward": Tiles(128, 64, 4, 3), "queries": Tiles(128, 64, 8, 3), "keys": Tiles(64, 128, 8, 3)}
-    if width <= 128:
-        return {"forward": Tiles(128, 64, 8, 3), "queries": Tiles(128, 64, 8, 2), "keys": Tiles(64, 128, 8, 2)}
-    return {"forward": Tiles(64, 64, 8, 2), "queries": Tiles(64, 32, 8, 1), "keys": Tiles(32, 64, 8, 1)}
+    if device.type != "cuda":
+        return H100_MEMORY
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -121,8 +103,9 @@ def _forward_kernel(  # type: ignore[no-untyped-def,untyped-decorator]
     BLOCK_S: constexpr, BLOCK_T: constexpr, PADDED: constexpr, WIDTH: constexpr,
 ):  # fmt: skip
     """Output and row sums of BLOCK_S queries of one head."""
-    start_s = tl.program_id(0) * BLOCK_S
-    head = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(S, BLOCK_S)
+    start_s = tl.program_id(0) % tiles * BLOCK_S
+    head = (tl.program_id(0) // tiles).to(tl.int64)
     b, h = head // H, head % H
     row = start_s + tl.arange(0, BLOCK_S)
     query = _load(QUERY + b * q_b + h * q_h, start_s, q_s, S, BLOCK_S, PADDED, WIDTH)
@@ -171,8 +154,9 @@ def _queries_kernel(  # type: ignore[no-untyped-def,untyped-decorator]
     BLOCK_S: constexpr, BLOCK_T: constexpr, PADDED: constexpr, WIDTH: constexpr,
 ):  # fmt: skip
     """Gradient of BLOCK_S queries of one head."""
-    start_s = tl.program_id(0) * BLOCK_S
-    head = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(S, BLOCK_S)
+    start_s = tl.program_id(0) % tiles * BLOCK_S
+    head = (tl.program_id(0) // tiles).to(tl.int64)
     b, h = head // H, head % H
     row = start_s + tl.arange(0, BLOCK_S)
     query = _load(QUERY + b * q_b + h * q_h, start_s, q_s, S, BLOCK_S, PADDED, WIDTH)
@@ -219,8 +203,9 @@ def _keys_kernel(  # type: ignore[no-untyped-def,untyped-decorator]
     BLOCK_S: constexpr, BLOCK_T: constexpr, PADDED: constexpr, WIDTH: constexpr,
 ):  # fmt: skip
     """Gradients of BLOCK_T keys and values of one head, from all query heads that read it. Tiles are [key, query]."""
-    start_t = tl.program_id(0) * BLOCK_T
-    key_head = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(T, BLOCK_T)
+    start_t = tl.program_id(0) % tiles * BLOCK_T
+    key_head = (tl.program_id(0) // tiles).to(tl.int64)
     b, g = key_head // (H // GROUP), key_head % (H // GROUP)
     column = start_t + tl.arange(0, BLOCK_T)
     key = _load(KEY + b * k_b + g * k_h, start_t, k_s, T, BLOCK_T, PADDED, WIDTH)
@@ -297,9 +282,10 @@ def triton_forward(
     wide = torch.float64 if query_BHSK.dtype == torch.float64 else torch.float32
     out_BHSK = torch.empty((B, H, S, K), dtype=query_BHSK.dtype, device=query_BHSK.device)
     total_BHS = torch.empty((B, H, S), dtype=wide, device=query_BHSK.device)
-    tiles = tile_sizes(K, query_BHSK.dtype)["forward"]
     if out_BHSK.numel():
-        _forward_kernel[(triton.cdiv(S, tiles.queries), B * H)](
+        tiles = tile_sizes(K, query_BHSK.dtype, shared_memory(query_BHSK.device))["forward"]
+        _launch(
+            _forward_kernel, triton.cdiv(S, tiles.queries) * B * H,
             query_BHSK, key_BGTK, value_BGTK, out_BHSK, total_BHS,
             *_restrictions(mask, lower_BS, upper_BS, seed, query_BHSK),
             *query_BHSK.stride()[:3], *key_BGTK.stride()[:3], *value_BGTK.stride()[:3],
@@ -352,24 +338,38 @@ def triton_backward(
         *(step for tensor in tensors[:4] for step in tensor.stride()[:3]),
         *_mask_strides(mask, query_BHSK, key_BGTK),
     )
+    sizes = tile_sizes(K, query_BHSK.dtype, shared_memory(query_BHSK.device))
     if grad_query.numel():
-        tiles = tile_sizes(K, query_BHSK.dtype)["queries"]
-        _queries_kernel[(triton.cdiv(S, tiles.queries), B * H)](
+        tiles = sizes["queries"]
+        _launch(
+            _queries_kernel, triton.cdiv(S, tiles.queries) * B * H,
             *tensors, grad_query, *_restrictions(mask, lower_BS, upper_BS, seed, query_BHSK),
             *numbers, *_sizes(query_BHSK, key_BGTK, lower_BS),
             **_options(query_BHSK, mask, lower_BS, seed, dropout_p, tiles),
         )  # fmt: skip
     if grad_key.numel():
-        tiles = tile_sizes(K, query_BHSK.dtype)["keys"]
+        tiles = sizes["keys"]
         first_BT, last_BT = None, None
         if lower_BS is not None and upper_BS is not None:
             first_BT, last_BT = Spans(lower_BS, upper_BS).queries_of_keys(T)
-        _keys_kernel[(triton.cdiv(T, tiles.keys), B * G)](
+        _launch(
+            _keys_kernel, triton.cdiv(T, tiles.keys) * B * G,
             *tensors, grad_key, grad_value, *_restrictions(mask, first_BT, last_BT, seed, query_BHSK),
             *numbers, *_sizes(query_BHSK, key_BGTK, first_BT),
             **_options(query_BHSK, mask, first_BT, seed, dropout_p, tiles),
         )  # fmt: skip
     return grad_query, grad_key, grad_value
+
+
+def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Run so many programs on the device of the tensors; triton alone would take the current one.
+
+    They are numbered along one axis, on which 2^31 - 1 fit (65,535 on others): tile by tile, then head by head, so that
+    neighbours read the same head.
+    """
+    device = arguments[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(programs,)](*arguments, **options)
 
 
 def _rows(tensor: Tensor) -> Tensor:
