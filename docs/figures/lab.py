@@ -4,8 +4,8 @@
     python docs/figures/lab.py              reads benchmarks/results/lab/ alone
 
 Writes benchmarks/results/lab.md, whose parts the pages of docs/lab/ include, and docs/figures/lab/. Data beyond 200 kB
-stay behind: `sibert lab run` makes them again. The exit status is 1 if an experiment has no result; one of an older form is
-refused.
+stay behind: `sibert lab run` makes them again. The exit status is 1 if an experiment has no result; results of an older
+form are refused.
 
 The picture of the report:
 

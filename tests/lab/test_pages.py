@@ -129,10 +129,10 @@ class TestScript:
         assert text.count("*undecided*") == 2
         assert "| 0 of 1 |" in text
 
-    @pytest.mark.parametrize("change", [{"older": 1.0}, {"interval": None}])
-    def test_results_of_another_form_are_refused(self, only_the_example, tmp_path, change):
+    @pytest.mark.parametrize("field", ["interval", "error"])
+    def test_results_of_an_older_form_are_refused(self, only_the_example, tmp_path, field):
         run_experiment(only_the_example, "default", tmp_path / "runs")
-        self.change(tmp_path / "runs" / "dice.json", **change)
+        self.change(tmp_path / "runs" / "dice.json", **{field: None})
         with pytest.raises(ValueError, match=r"dice\.json is of an older form: run it again with: sibert lab run dice"):
             script.main([str(tmp_path / "runs")])
 
