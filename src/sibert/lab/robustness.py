@@ -55,18 +55,23 @@ def measure(scale: Scale) -> dict[str, Any]:
         "factors": FACTORS,
         "weights": [_steps_needed(FACTORS, [1.0] * len(FACTORS), seed) for seed in range(SEEDS)],
         "loss": [_steps_needed([1.0] * len(FACTORS), FACTORS, seed) for seed in range(SEEDS)],
+        "rate": [_steps_needed([1.0] * len(FACTORS), [1.0] * len(FACTORS), seed, FACTORS) for seed in range(SEEDS)],
         "tails": {name: _heavy_tails(clip, steps) for name, clip in (("clipped", CLIP), ("unclipped", math.inf))},
         "examples": {"product": _product(), "factorisation": _factorisation()},
     }
 
 
-def _steps_needed(weights: list[float], losses: list[float], seed: int) -> list[int]:
-    """Steps until the norm is within 5 % of its equilibrium for good, from weights and losses times factors."""
+def _steps_needed(weights: list[float], losses: list[float], seed: int, rates: list[float] | None = None) -> list[int]:
+    """Steps until the norm is within 5 % of its equilibrium for good.
+
+    From weights, losses, and rates times factors; decay is divided by those of the rates.
+    """
     generator = torch.Generator().manual_seed(seed)
     A = torch.randn(DIMENSION, DIMENSION, generator=generator, dtype=torch.float64) / math.sqrt(DIMENSION)
     b = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
     u = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
     loss_E1 = torch.tensor(losses, dtype=torch.float64)[:, None]
+    lr_E1 = LR * torch.tensor(rates or [1.0] * len(weights), dtype=torch.float64)[:, None]
     # at scale 1 the run starts close to its equilibrium
     x_ED = math.sqrt(math.sqrt(LR * 4.0 * DIMENSION / (2.0 * DECAY))) * torch.tensor(weights)[:, None] * (u / u.norm())
     needed_E = torch.zeros(len(weights), dtype=torch.long)
@@ -83,7 +88,7 @@ def _steps_needed(weights: list[float], losses: list[float], seed: int) -> list[
         if t >= 0.9 * steps:
             squares_E += squared_E1.squeeze(1)
             count += 1
-        x_ED = (1.0 - LR * DECAY) * x_ED - LR * g_ED
+        x_ED = (1.0 - LR * DECAY) * x_ED - lr_E1 * g_ED
     target_E = (squares_E / count).sqrt()
     for e in range(len(weights)):
         far = [t for t, norm_E in enumerate(norms) if abs(norm_E[e] / target_E[e] - 1.0) > 0.05]
@@ -187,6 +192,7 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     for name, label, slope in (
         ("weights", "initial weights", 1.0 / product),
         ("loss", "loss", 1.0 / (2.0 * product)),
+        ("rate", "eta (and lambda divided)", 1.0 / (2.0 * product)),
     ):
         for places, side in (((last - 1, last), "10^3 to 10^4"), ((1, 0), "10^-3 to 10^-4")):
             verdicts.append(
@@ -248,7 +254,7 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
         figure: Empty.
     """
     left, middle, right = figure.subplots(1, 3)
-    for name, label in (("weights", "initial weights"), ("loss", "loss")):
+    for name, label in (("weights", "initial weights"), ("loss", "loss"), ("rate", "eta, 1 / lambda")):
         steps = [statistics.fmean(values) for values in zip(*data[name], strict=True)]
         left.semilogx(data["factors"], steps, "o-", markersize=3, label=label)
     left.set(xlabel="c", ylabel="steps to equilibrium")
