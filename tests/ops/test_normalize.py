@@ -159,3 +159,25 @@ def test_forward_mode_agrees_with_reverse_mode():
 def test_integers_are_refused(function):
     with pytest.raises(TypeError, match=f"{function.__name__} expects a floating-point tensor"):
         function(torch.ones(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("function", [layer_norm, unit_rows])
+def test_a_compiler_gets_the_same_at_any_scale(function, dtype):
+    """Rows of zeros, rows that are constant, and powers of two, which change no bit, among them."""
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 33, generator=generator, dtype=torch.float64).to(dtype)
+    x[3], x[4] = 0.0, 0.1
+    weights = torch.randn(9, 33, generator=generator, dtype=torch.float64).to(dtype)
+    found = {}
+    for power in (0, 60, -60, 100, -100):
+        ours, theirs = ((2.0**power * x).requires_grad_() for _ in range(2))
+        for f, leaf in ((compiled, ours), (function, theirs)):
+            output = f(leaf)
+            (output * weights).sum().backward()
+            found[f, power] = (output.detach(), leaf.grad * 2.0**power)
+        for one, other in zip(found[compiled, power], found[function, power], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=100 * torch.finfo(dtype).eps)
+        assert torch.equal(found[compiled, power][0], found[compiled, 0][0])

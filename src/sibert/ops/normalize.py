@@ -16,7 +16,8 @@ normalised to entries of +-1. Rows of zero variance give output 0 and gradient 0
 Squares, and the third power of 1/std in the gradient, could overflow or underflow. So every row is first divided by
 the power of two next to its largest entry, which cancels, exactly. Where the host may look at the rows, it sees that
 this is not needed, nearly always, and leaves it to torch's fused kernel: that is the same bit for bit, since powers of
-two do not round. For the same reason a scaling of x by a power of two never changes a bit of the result.
+two do not round. For the same reason a scaling of x by a power of two never changes a bit of the result. A compiler
+gets the same in operations that it can fuse and vectorise.
 
 Shape suffixes: D = features, `_XD` = any leading dimensions and features, `_X1` = one number a row.
 """
@@ -66,6 +67,8 @@ def layer_norm(input_XD: Tensor) -> Tensor:
 
 def _any_layer_norm(x_XD: Tensor) -> Tensor:
     """Normalise rows of any scale, constant ones among them."""
+    if _fuses():
+        return _fusible_layer_norm(x_XD)
     x_XD, _ = _at_unit_scale(x_XD)
     variance_X1, _ = torch.var_mean(x_XD.detach(), dim=-1, correction=0, keepdim=True)
     # The largest entry lies in [1, 2).
@@ -75,6 +78,17 @@ def _any_layer_norm(x_XD: Tensor) -> Tensor:
     ramp_D = torch.arange(x_XD.shape[-1], dtype=x_XD.dtype, device=x_XD.device)
     normalised_XD = F.layer_norm(torch.where(constant_X1, ramp_D, x_XD), x_XD.shape[-1:], eps=0.0)
     return torch.where(constant_X1, 0.0, normalised_XD)
+
+
+def _fusible_layer_norm(x_XD: Tensor) -> Tensor:
+    """Do the same in sums over a row, which a compiler fuses."""
+    x_XD, largest_X1 = _at_unit_scale(x_XD)
+    # Not var_mean: what the compiler makes of it takes three times as long backward.
+    centred_XD = x_XD - x_XD.mean(dim=-1, keepdim=True)
+    variance_X1 = centred_XD.square().mean(dim=-1, keepdim=True)
+    constant_X1 = variance_X1 <= (ZERO_VARIANCE_ULPS * torch.finfo(x_XD.dtype).eps * largest_X1) ** 2
+    # The inner `where` keeps 1/0 out of the gradient, the outer one makes the gradient of such a row 0.
+    return centred_XD * torch.where(constant_X1, 0.0, torch.where(constant_X1, 1.0, variance_X1).rsqrt())
 
 
 def _wide(input_XD: Tensor, caller: str) -> Tensor:
@@ -107,15 +121,36 @@ def _is_ordinary(mean_X1: Tensor, inverse_std_X1: Tensor, eps: float) -> bool:
 def _at_unit_scale(x_XD: Tensor) -> tuple[Tensor, Tensor]:
     """Divide each row by the power of two that brings its largest entry to [1, 2); a row of zeros stays.
 
-    What follows has degree 0, so no gradient passes through the divisor: detaching it is exact.
+    What follows has degree 0, so no gradient passes through the divisor: detaching it is exact. The second result is
+    the largest entry, after the division where that is fused.
     """
     largest_X1 = x_XD.detach().abs().amax(dim=-1, keepdim=True)
+    if _fuses():
+        factor_X1 = _inverse_power_of_two(largest_X1)
+        return x_XD * factor_X1, largest_X1 * factor_X1
     _, exponent_X1 = torch.frexp(torch.where(largest_X1 > 0, largest_X1, 1.0))
     # In two halves, because 2^149 is not a float32. And not ldexp(x, ...): torch 2.13 gets its gradient wrong.
     half_X1 = torch.div(exponent_X1 - 1, 2, rounding_mode="floor")
     one_X1 = torch.ones_like(largest_X1)
     x_XD = x_XD * torch.ldexp(one_X1, -half_X1) * torch.ldexp(one_X1, half_X1 - (exponent_X1 - 1))
     return x_XD, largest_X1
+
+
+def _fuses() -> bool:
+    """Say whether a compiler reads this, one that generates code: an exported graph is for reading."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _inverse_power_of_two(size_X1: Tensor) -> Tensor:
+    """Give the power of two that brings a number to [1, 2), from the bits of its exponent.
+
+    A compiler computes it again for every entry of a row, and frexp and ldexp would be a call each. Numbers within a
+    factor of four of the largest come to [2, 8), those below the smallest normal number stay below 1.
+    """
+    layouts = {torch.float32: (torch.int32, 23, 254), torch.float64: (torch.int64, 52, 2046)}
+    integers, mantissa, top = layouts[size_X1.dtype]
+    exponent_X1 = size_X1.view(integers) >> mantissa
+    return ((top - exponent_X1).clamp(min=1) << mantissa).view(size_X1.dtype)
 
 
 def unit_rows(input_XD: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,7 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
         _announce(recipe, run, trainer, console, new=not resume)
     if resume:
         _rewind(trainer, run, checkpoint, main_process)
-    with signals.listening():
+    with signals.listening(), _compiler_options(recipe):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if signals.received is not None and trainer.state.global_step < recipe.steps:
         console.print(
@@ -274,6 +274,16 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
         run.save_model(_savable(trainer), corpus.tokenizer)
         console.print(f'saved the model to {run.path}; try: sibert fill-mask {run.path} "... [MASK] ..."')
     return 0
+
+
+def _compiler_options(recipe: PretrainRecipe) -> AbstractContextManager[None]:
+    """Let backward make views of kept tensors again: else a mask of each ReLU is kept, byte by byte, which is slow."""
+    if not recipe.compile:
+        return nullcontext()
+    from torch._functorch import config  # seldom needed
+
+    patched: AbstractContextManager[None] = config.patch(recompute_views=True)  # type: ignore[no-untyped-call]
+    return patched
 
 
 def _require_compiler() -> None:
