@@ -37,7 +37,7 @@ MINUTES: dict[Scale, float] = {"smoke": 0.1, "default": 0.7, "full": 8.0}
 WIDTH, STEPS = 32, 200
 SHARES = (0.125, 0.25, 1.0, 2.0, 4.0)
 """Examples over D^2; not near 1/2, where there are as many examples as products and least squares is at its worst."""
-FILTERS, TRIALS = 8, 5
+FILTERS, TRIALS = 8, 12
 BY_TRIALS = f"t, {TRIALS} trials"
 FEW = (32, 128, 512)
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
