@@ -41,11 +41,11 @@ def tile_sizes(width: int, dtype: torch.dtype, memory: int = H100_MEMORY) -> dic
         side = 32 if width <= 128 else 16
         tiles = dict.fromkeys(("forward", "queries", "keys"), Tiles(side, side, 4, 2))
     elif width <= 64:
-        tiles = {"forward": Tiles(128, 64, 4, 3), "queries": Tiles(128, 64, 8, 3), "keys": Tiles(64, 128, 8, 3)}
+        tiles = {"forward": Tiles(128, 64, 8, 3), "queries": Tiles(128, 64, 8, 3), "keys": Tiles(64, 128, 8, 3)}
     elif width <= 128:
-        tiles = {"forward": Tiles(128, 64, 8, 3), "queries": Tiles(128, 64, 8, 2), "keys": Tiles(64, 128, 8, 2)}
+        tiles = {"forward": Tiles(128, 64, 8, 3), "queries": Tiles(128, 64, 8, 2), "keys": Tiles(32, 128, 8, 2)}
     else:
-        tiles = {"forward": Tiles(64, 64, 8, 2), "queries": Tiles(64, 32, 8, 1), "keys": Tiles(32, 64, 8, 1)}
+        tiles = {"forward": Tiles(64, 64, 8, 2), "queries": Tiles(64, 32, 8, 2), "keys": Tiles(32, 64, 8, 2)}
     return {kernel: _fitting(kernel, tiles[kernel], width, dtype, memory) for kernel in tiles}
 
 
