@@ -79,15 +79,11 @@ class Ensemble:
         """Of all trained weights of each copy, [S]."""
         return torch.stack([w_SQP.square().sum((1, 2)) for w_SQP in self.trained]).sum(0)
 
-    def noise(self, data: Digits, size: int, batches: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Squared norm of the mean gradient, and trace of a batch's covariance, of each copy, [S]; without bias."""
-        total = [torch.zeros_like(w_SQP) for w_SQP in self.trained]
-        squares_S = torch.zeros(len(self.weights_SQP[0]))
-        for _ in range(batches):
-            gradients = self.gradients(*self.batch(data, size, generator))
-            squares_S += torch.stack([g_SQP.square().sum((1, 2)) for g_SQP in gradients]).sum(0)
-            for one, g_SQP in zip(total, gradients, strict=True):
-                one += g_SQP
-        mean_S = torch.stack([one.square().sum((1, 2)) for one in total]).sum(0) / batches**2
-        signal_S = (batches * mean_S - squares_S / batches) / (batches - 1)
-        return signal_S, squares_S / batches - signal_S
+    def signal_and_total(self, data: Digits, size: int, generator: torch.Generator) -> Tensor:
+        """One estimate of G, and of G + N of a batch, of each copy from two batches, [2, S]; without bias."""
+        pair = [self.gradients(*self.batch(data, size, generator)) for _ in range(2)]
+
+        def product(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+            return torch.stack([(a * b).sum((1, 2)) for a, b in zip(one, other, strict=True)]).sum(0)
+
+        return torch.stack((product(*pair), (product(pair[0], pair[0]) + product(pair[1], pair[1])) / 2.0))
