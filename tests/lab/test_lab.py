@@ -18,13 +18,16 @@ from sibert.lab import (
     Verdict,
     balanced_rotation,
     bibtex,
+    equilibrium,
     intrinsic_clock,
     load_outcome,
     real_networks,
     references_of_run,
+    robustness,
     run_experiment,
     write_page,
 )
+from sibert.lab.ensemble import Ensemble
 from sibert.lab.intervals import block_interval, bootstrap, mean_interval
 from sibert.lab.problems import digits
 
@@ -190,6 +193,68 @@ class TestClock:
         assert intrinsic_clock._forgotten([0.5, 1.0], 1.0) == 0.0
         assert intrinsic_clock._forgotten([9.0, 1.0, level + 0.5, level - 0.5, 1.0], 1.0) == pytest.approx(0.25)
         assert intrinsic_clock._forgotten([1.0, 9.0], 1.0) == math.inf
+
+    def test_directions_that_gradients_know_nothing_of_fade_like_the_exponential(self):
+        cosine, error = intrinsic_clock._free(0.01)
+        assert abs(cosine - math.exp(-1.0)) < max(2.0 * error, 0.01)
+
+
+class TestEnsemble:
+    def test_signal_and_total_are_those_of_the_gradient_of_all_examples_and_of_batches(self):
+        data, size = digits(torch.float32), 32
+        ensemble = Ensemble(200, (64, 8, 10), same=True)
+        generator = torch.Generator().manual_seed(0)
+        signal_S, total_S = ensemble.signal_and_total(data, size, generator)
+        (whole_SQP,) = ensemble.gradients(data.train_BP[None], data.train_B[None])
+        exact = whole_SQP[0].square().sum().item()
+        (batch_SQP,) = ensemble.gradients(*ensemble.batch(data, size, generator))
+        signal, error = mean_interval(signal_S.tolist())
+        assert abs(signal - exact) < 1.5 * error
+        assert error < 0.2 * exact
+        total, total_error = mean_interval(total_S.tolist())
+        squares, squares_error = mean_interval(batch_SQP.square().sum((1, 2)).tolist())
+        assert abs(total - squares) < 1.5 * math.hypot(total_error, squares_error)
+        assert total > 1.2 * exact  # noise is no signal
+
+
+class TestMatrices:
+    def test_a_ratio_of_what_has_the_same_spikes_is_surer_than_its_parts(self):
+        spikes = np.random.default_rng(0).pareto(3.0, 500) * 1e-3
+        watched = object.__new__(balanced_rotation._Matrices)
+        watched.total = np.arctan(np.sqrt(spikes)).tolist()
+        watched.angles = {"matrix": np.arctan(np.sqrt(2.0 * spikes)).tolist()}
+        watched.gradients, watched.shares = [1.0] * 500, {"matrix": [1.9] * 500}
+        ratio, error = watched._over_share("matrix")
+        assert ratio == pytest.approx(math.sqrt(2.0 / 1.9))
+        assert error < 1e-9
+        watched.total = watched.total[::-1]  # the spikes of other steps
+        assert watched._over_share("matrix")[1] > 0.02
+
+
+class TestMomentum:
+    def test_decay_takes_the_same_share_in_the_end_whatever_the_optimizer(self):
+        x = {}
+        for name, factor in (("SGD", 1.0), ("SGD, momentum 0.9", 1.0), ("wrong", 10.0)):
+            parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+            product = factor * equilibrium.INTRINSIC.get(name, equilibrium.INTRINSIC["SGD, momentum 0.9"])
+            momentum = 0.0 if name == "SGD" else 0.9
+            steps = torch.optim.SGD([parameter], lr=1.0, weight_decay=product, momentum=momentum)
+            for _ in range(500):
+                parameter.grad = torch.zeros_like(parameter)
+                steps.step()
+            x[name] = parameter.item()
+        assert x["SGD, momentum 0.9"] == pytest.approx(x["SGD"], rel=0.05)
+        assert x["wrong"] < 0.01 * x["SGD"]
+
+
+class TestRescaling:
+    def test_a_loss_times_c_takes_the_steps_of_a_rate_times_c_at_the_same_product(self, monkeypatch):
+        monkeypatch.setattr(robustness, "FACTORS", [0.01, 1.0, 100.0])
+        one, c = [1.0] * 3, [0.01, 1.0, 100.0]
+        loss = robustness._steps_needed(one, c, 0)
+        rate = robustness._steps_needed(one, one, 0, c)
+        assert rate == loss
+        assert rate[0] > rate[1] + 1000  # ln 100 / (2 eta lambda) = 1151
 
 
 class TestRareRows:

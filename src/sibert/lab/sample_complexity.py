@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCES = ("li2021convolutional",)
-MINUTES: dict[Scale, float] = {"smoke": 0.1, "default": 0.7, "full": 8.0}
+MINUTES: dict[Scale, float] = {"smoke": 0.1, "default": 1.5, "full": 15.0}
 WIDTH, STEPS = 32, 200
 SHARES = (0.125, 0.25, 1.0, 2.0, 4.0)
 """Examples over D^2; not near 1/2, where there are as many examples as products and least squares is at its worst."""
