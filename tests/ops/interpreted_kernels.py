@@ -10,7 +10,13 @@ from sibert.ops import choose_backend, relu_attention
 from sibert.ops.relu_attention.operators import triton_relu_attention
 from sibert.ops.relu_attention.tiles import Tiles
 from tests.ops.attention_cases import Case, cases, poison_new_memory, results
-from tests.ops.test_relu_attention_backends import assert_agree, assert_one_graph, assert_rules_of_torch
+from tests.ops.test_relu_attention_backends import (
+    FORBIDDEN,
+    assert_agree,
+    assert_one_graph,
+    assert_rules_of_torch,
+    with_forbidden_keys,
+)
 
 assert os.environ["TRITON_INTERPRET"] == "1"
 kernels = importlib.import_module("sibert.ops.relu_attention.triton")
@@ -64,6 +70,12 @@ def test_nan_is_not_hidden():
     output, _ = relu_attention(query, key, value, backend="triton")
     assert output[0, 0, 3].isnan().all()
     assert output[0, 0, 4].isfinite().all()
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_finite_numbers_in_padding_and_in_other_sequences_change_no_bit(name):
+    for one, other in zip(*(with_forbidden_keys("triton", name, fill) for fill in (0.0, 1e9)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_bfloat16_is_refused_by_the_interpreter():

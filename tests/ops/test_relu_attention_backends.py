@@ -104,6 +104,40 @@ def test_packed_sequences_equal_sequences_one_by_one():
         torch.testing.assert_close(together[:, :, part], alone)
 
 
+def with_forbidden_keys(backend, name, fill):
+    """Output and gradients of the rest where keys and values that nobody may attend to hold a number."""
+    query, key, value = Case(batch=1, queries=37, keys=37).inputs()
+    forbidden = torch.arange(37) >= 20  # in the tile, or the block, of keys that count
+    options = {
+        "seqlens": {"seqlens": torch.tensor([20])},
+        "mask": {"mask": ~forbidden[None]},
+        "any mask": {"mask": (~forbidden).expand(1, 1, 37, 37)},
+        "cu_seqlens": {"cu_seqlens": torch.tensor([0, 20, 37])},
+    }[name]
+    with torch.no_grad():
+        key[..., forbidden, :], value[..., forbidden, :] = fill, fill
+    output = relu_attention(query, key, value, backend=backend, **options)[0][:, :, :20]
+    gradients = torch.autograd.grad(output.square().sum(), (query, key, value))
+    return [output, *(gradient[:, :, :20] for gradient in gradients)]
+
+
+FORBIDDEN = ["seqlens", "mask", "any mask", "cu_seqlens"]
+
+
+@pytest.mark.parametrize("backend", ["reference", "deferred", "blocked"])
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_finite_numbers_in_padding_and_in_other_sequences_change_no_bit(name, backend):
+    for one, other in zip(*(with_forbidden_keys(backend, name, fill) for fill in (0.0, 1e9)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["reference", "deferred"])
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_nan_in_padding_may_get_through(name, backend):
+    """Why the promise is made for finite numbers alone: 0 times NaN is NaN."""
+    assert with_forbidden_keys(backend, name, math.nan)[0].isnan().any()
+
+
 @pytest.mark.parametrize("backend", ["reference", "deferred", "blocked"])
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_scale_of_queries_and_keys_changes_nothing_but_rounding(backend, scale):
@@ -278,6 +312,15 @@ ONE = torch.zeros(1, 1, 6, 8)
         ((ONE, ONE, ONE), {"cu_seqlens": torch.tensor([0, 4, 3, 6])}, ValueError, "cover the batch"),
         ((ONE, ONE, ONE), {"cu_seqlens": torch.tensor([0])}, ValueError, r"\[sequences \+ 1\]"),
         ((ONE, ONE, ONE), {"cu_seqlens": torch.tensor([0, 6]), "seqlens": torch.tensor([6])}, ValueError, "not both"),
+        ((Q.numpy(), K4, K4), {}, TypeError, "query must be a torch.Tensor, got ndarray"),
+        ((Q, K4, K4.tolist()), {}, TypeError, "value must be a torch.Tensor, got list"),
+        ((Q, K4, K4), {"mask": MASK.tolist()}, TypeError, "mask must be a torch.Tensor, got list"),
+        ((Q, K4, K4), {"seqlens": [6, 6]}, TypeError, "seqlens must be a torch.Tensor, got list"),
+        ((ONE, ONE, ONE), {"cu_seqlens": [0, 6]}, TypeError, "cu_seqlens must be a torch.Tensor, got list"),
+        ((Q, K4, K4), {"window": 2.5}, TypeError, "must be an integer or None, got 2.5"),
+        ((Q, K4, K4), {"window": True}, TypeError, "must be an integer or None, got True"),
+        ((Q, K4, K4), {"dropout_p": "0.1"}, TypeError, "must be a number, got '0.1'"),
+        ((Q, K4, K4), {"dropout_p": None}, TypeError, "must be a number, got None"),
         ((torch.zeros(1, 1, 2, 257),) * 3, {"backend": "triton"}, ValueError, "up to 256 wide"),
     ],
 )

@@ -6,7 +6,7 @@ from torch import Tensor
 from sibert.ops.relu_attention.choice import Backend, Choice, choose_backend
 from sibert.ops.relu_attention.deferred import deferred_relu_attention
 from sibert.ops.relu_attention.dropout import draw_seed
-from sibert.ops.relu_attention.inputs import check_inputs, check_spans
+from sibert.ops.relu_attention.inputs import check_inputs, check_spans, check_types
 from sibert.ops.relu_attention.operators import blocked_relu_attention, triton_relu_attention
 from sibert.ops.relu_attention.reference import reference_relu_attention
 from sibert.ops.relu_attention.spans import Spans, key_spans
@@ -48,8 +48,9 @@ def relu_attention(
             head h // (H / G).
         value_BGTK: Values at T positions.
         mask: Boolean, True = attend; [B, T] for padding, or anything that broadcasts to [B, H, S, T]. None = all.
-        seqlens: Number of valid keys of each sequence, [B]: the keys from there on are padding. Needs no mask, and the
-            padding is not even read.
+            What a query may not attend to changes nothing while it is finite; infinity and NaN may get through,
+            as 0 times either is NaN. That holds for lengths and bounds as well.
+        seqlens: Number of valid keys of each sequence, [B]: the keys from there on are padding. Needs no mask.
         cu_seqlens: Bounds of sequences that lie one after the other in a batch of 1: [sequences + 1], from 0 to
             S = T. No sequence sees another; a sequence may be empty.
         causal: Query i attends to no key after its position, i + T - S: the last query stands at the last key.
@@ -68,11 +69,17 @@ def relu_attention(
 
     Raises:
         ValueError: On shapes, devices, lengths or options that do not fit, or a backend that cannot do what is asked.
-        TypeError: On wrong dtypes, as a mask that is not boolean.
+        TypeError: On lists and arrays in place of tensors, and on wrong dtypes, as a mask that is not boolean.
 
     References:
         SI-Attention, arXiv 2202.00980, section 3 and Table 2. Derivation: README.md beside this file.
     """
+    check_types(
+        {"query": query_BHSK, "key": key_BGTK, "value": value_BGTK},
+        {"mask": mask, "seqlens": seqlens, "cu_seqlens": cu_seqlens},
+        window,
+        dropout_p,
+    )
     query_BHSK, key_BGTK, value_BGTK = _autocast(query_BHSK, key_BGTK, value_BGTK)
     mask_BHST = check_inputs(query_BHSK, key_BGTK, value_BGTK, mask, seqlens, cu_seqlens, window, dropout_p)
     if spans is not None:

@@ -4,15 +4,40 @@ Shape suffixes: B = batch, H = query heads, G = key and value heads, S = query p
 width, N = tokens of a packed batch.
 """
 
+from numbers import Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sibert.ops.attention_mask import broadcast_mask
 from sibert.ops.relu_attention.spans import Spans
 
-__all__ = ["check_inputs", "check_spans"]
+__all__ = ["check_inputs", "check_spans", "check_types"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_types(tensors: dict[str, Any], options: dict[str, Any], window: Any, dropout_p: Any) -> None:
+    """Refuse lists, arrays and other things that are not of the type they should be.
+
+    Args:
+        tensors: What has to be a tensor, by name.
+        options: What may be None as well.
+        window: Width of the window.
+        dropout_p: Dropout probability.
+
+    Raises:
+        TypeError: Naming the first of another type.
+    """
+    given = {name: option for name, option in options.items() if option is not None}
+    for name, tensor in (tensors | given).items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}; torch.as_tensor makes it one")
+    if isinstance(window, bool) or not (window is None or isinstance(window, int) or hasattr(window, "__index__")):
+        raise TypeError(f"window counts keys and must be an integer or None, got {window!r}")
+    if not isinstance(dropout_p, int | float | Real):
+        raise TypeError(f"dropout_p is a probability and must be a number, got {dropout_p!r}")
 
 
 def check_inputs(
