@@ -2,9 +2,11 @@
 
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -93,13 +95,43 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+def versions() -> dict[str, str]:
+    """Of what a step runs through and is installed."""
+    found = {}
+    for name in ("torch", "transformers", "triton"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # its absence says that it took no part
+            continue
+    return found
+
+
+def printed(*command: str) -> str | None:
+    """What a command prints; None where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def commit() -> str | None:
+    """The short hash of the code that ran, with a plus if Python files differ from it; None without git."""
+    here = ("git", "-C", str(Path(__file__).parent))
+    found = printed(*here, "rev-parse", "--short", "HEAD")
+    return f"{found}+" if found and printed(*here, "status", "--porcelain", "--", ":/*.py") else found
+
+
 def machine(device: torch.device) -> dict[str, object]:
-    """What a stored timing has to name: where it ran, with what, and by which command."""
-    return {
+    """What a stored timing has to name: where it ran, with what, from which commit, and by which command."""
+    found: dict[str, object] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **versions(),
         "python": platform.python_version(),
-        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+    if device.type == "cuda":
+        drivers = printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        found |= {"cuda": torch.version.cuda, "driver": drivers and drivers.splitlines()[0]}
+    command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {**found, "commit": commit(), "command": command}
