@@ -13,9 +13,10 @@ and settles where each step turns x by sqrt(2 eta lambda), whatever g is. Of gra
 Adam with the decay in the gradient (l2) has no such value: where it settles depends on the scale of the loss.
 
 Here: random gradients orthogonal to x; then the pre-training of a SIBERT, in which each matrix is a group, with three
-optimizers at a constant rate. Gradients of successive steps are correlated in a real run. SGD does not care, for its
-gradients are orthogonal to x and the balance holds step by step. AdamW's steps u are not orthogonal to x, which is a
-sum of earlier ones, so that their correlations C_k = E<u_t, u_t+k> count, and it turns by
+optimizers at a constant rate, and with the same share of a matrix that decay takes in the end. Gradients of successive
+steps are correlated in a real run. SGD does not care, for its gradients are orthogonal to x and the balance holds step
+by step. AdamW's steps u are not orthogonal to x, which is a sum of earlier ones, so that their correlations C_k =
+E<u_t, u_t+k> count, and it turns by
 
     angle^2 = 2 eta lambda / (1 + 2 (C_1 + C_2 + ...) / C_0),   C_1 + C_2 + ... = -E<x, u> / eta.
 
@@ -62,7 +63,10 @@ TOYS: dict[str, tuple[Make, Equilibrium]] = {
 }
 SCALES = (0.1, 1.0, 10.0)
 GAMMA = 2e-3
-"""Eta lambda on SIBERT."""
+"""Share of itself that decay takes from a matrix of SIBERT in a step."""
+INTRINSIC = {"SGD": GAMMA, "SGD, momentum 0.9": (1.0 - 0.9) * GAMMA, "AdamW": GAMMA}
+"""Eta lambda on SIBERT. Momentum multiplies what a decay does by 1 / (1 - m): all three forget at the same rate."""
+WITHIN = 0.15
 
 
 def measure(scale: Scale) -> dict[str, Any]:
@@ -150,21 +154,22 @@ def _pretrain(name: str, steps: int) -> dict[str, Any]:
 
     model(**next(batches)).loss.backward()
     momentum = 0.9 if "momentum" in name else 0.0
-    settings = []
+    product = INTRINSIC[name]
+    settings: list[dict[str, Any]] = []
     for group in members.values():
         squared = sum(p.detach().square().sum().item() for p in group)
         gradient = math.sqrt(sum(p.grad.square().sum().item() for p in group if p.grad is not None) * squared)
         entries = sum(p.numel() for p in group)
         # eta so that the norm is near its equilibrium from the first step on
         lr = (
-            math.sqrt(2.0 * GAMMA * squared / entries)
+            math.sqrt(2.0 * product * squared / entries)
             if name == "AdamW"
-            else squared * math.sqrt(2.0 * GAMMA * (1.0 - momentum)) / gradient
+            else squared * math.sqrt(2.0 * product * (1.0 - momentum)) / gradient
         )
-        settings.append({"params": group, "lr": lr, "weight_decay": GAMMA / lr})
+        settings.append({"params": group, "lr": lr, "weight_decay": product / lr})
     optimizer: Optimizer = AdamW(settings, betas=BETAS) if name == "AdamW" else SGD(settings, lr=1.0, momentum=momentum)
     predicted = (
-        adamw_equilibrium(1.0, GAMMA, BETAS) if name == "AdamW" else sgd_equilibrium(1.0, GAMMA, momentum)
+        adamw_equilibrium(1.0, product, BETAS) if name == "AdamW" else sgd_equilibrium(1.0, product, momentum)
     ).angular_update
 
     recorder = RotationRecorder(optimizer, members, every=1)
@@ -186,24 +191,27 @@ def _pretrain(name: str, steps: int) -> dict[str, Any]:
         optimizer.step()
         head.step()
         for key, x in before.items():
-            moved = x * (1.0 - GAMMA) - _flat(members[key])  # eta u
+            moved = x * (1.0 - product) - _flat(members[key])  # eta u
             squares[key] += (moved @ moved).item()
-            products[key] -= 2.0 * (1.0 - GAMMA) * (x @ moved).item()
+            products[key] -= 2.0 * (1.0 - product) * (x @ moved).item()
     recorder.close()
     late = [record for record in recorder.records if record.step > steps // 2]
-    return {
-        "name": name,
-        "predicted": predicted,
-        "groups": [
+    found = []
+    for key, settings_of in zip(names, settings, strict=True):
+        own = [record for record in late if record.name == key]
+        size = math.sqrt(statistics.fmean(record.gradient_norm**2 for record in own))
+        balance = sgd_equilibrium(settings_of["lr"], settings_of["weight_decay"], momentum, size)
+        fourth = [(record.norm / (balance.norm or math.inf)) ** 4 for record in own]
+        found.append(
             {
                 "group": key,
-                **_angle([record.angular_update for record in late if record.name == key]),
+                **_angle([record.angular_update for record in own]),
+                "fourth_power": [statistics.fmean(fourth), block_interval(fourth)[1]],
                 "gradient_correlation": gradients[key][0] / gradients[key][1],
                 "memory": products[key] / squares[key],
             }
-            for key in names
-        ],
-    }
+        )
+    return {"name": name, "predicted": predicted, "groups": found}
 
 
 def _flat(tensors: Any) -> Tensor:
@@ -253,6 +261,7 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     by_name = {run["name"]: run for run in data["sibert"]}
     for name, run in by_name.items():
         verdicts += _rotations(name, run)
+    verdicts += [_norms(by_name["SGD"]), *(_count(run) for run in by_name.values())]
     run = by_name["AdamW"]
     spread = [abs(group["angle"] / run["predicted"] - 1.0) for group in run["groups"]]
     worst = max(range(len(spread)), key=spread.__getitem__)
@@ -296,7 +305,7 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
 
 
 def _rotations(name: str, run: dict[str, Any]) -> list[Verdict]:
-    """Of SGD, whose theory holds step by step, every matrix; of the others the matrix in the middle."""
+    """Of SGD every matrix, whose theory holds step by step; of the others the matrix in the middle."""
     ratios = sorted(
         (group["angle"] / run["predicted"], group["angle_error"] / run["predicted"]) for group in run["groups"]
     )
@@ -313,6 +322,46 @@ def _rotations(name: str, run: dict[str, Any]) -> list[Verdict]:
         )
         for which, (ratio, error) in chosen
     ]
+
+
+def _norms(run: dict[str, Any]) -> Verdict:
+    """Norms of SGD over theirs at equilibrium, of the mean of fourth powers; g measured in the same steps."""
+    power, width = max((group["fourth_power"] for group in run["groups"]), key=lambda pair: abs(pair[0] - 1.0))
+    measured, error = power**0.25, width / (4.0 * power**0.75)
+    return Verdict.near(
+        "SIBERT, SGD: norm over (eta g^2 / (2 lambda))^(1/4), matrix furthest from 1",
+        measured,
+        1.0,
+        WITHIN,
+        error=error,
+        interval=BY_BLOCKS,
+    )
+
+
+def _count(run: dict[str, Any]) -> Verdict:
+    """How many matrices turn as predicted, of AdamW with the correlations of its steps; and which do not without."""
+    groups = run["groups"]
+
+    def is_off(group: dict[str, Any], predicted: float) -> bool:
+        return bool(abs(group["angle"] / predicted - 1.0) + group["angle_error"] / predicted > WITHIN)
+
+    plain = [_short(group["group"]) for group in groups if is_off(group, run["predicted"])]
+    if run["name"] != "AdamW":
+        label, off = "", plain
+    else:
+        label = f" with the correlations of its steps ({len(groups) - len(plain)} without)"
+        off = [_short(group["group"]) for group in groups if is_off(group, _with_correlations(run, group))]
+    without = ", ".join(off if run["name"] != "AdamW" else plain)
+    return Verdict.near(
+        f"SIBERT, {run['name']}: of {len(groups)} matrices, with a rotation within {WITHIN:.0%} of theory's{label} "
+        "with all of its interval" + (f"; not: {without}" if without else ""),
+        len(groups) - len(off),
+        len(groups),
+    )
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("sibert.").removeprefix("layers.")
 
 
 def draw(data: dict[str, Any], figure: "Figure") -> None:
