@@ -15,6 +15,7 @@ arXiv 2110.06914. The constants for this loss are derived here.
 """
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 REFERENCES = ("li2022zero",)
 MINUTES: dict[Scale, float] = {"smoke": 0.5, "default": 5.0, "full": 30.0}
-NONZERO, SEEDS = 3, 8
-BY_SEEDS = f"bootstrap of {SEEDS} problems for each number of examples"
+NONZERO, SEEDS, PLAIN_SEEDS = 3, 32, 8
+"""Entries of the sparse vector; problems for each number of examples up to d / 2, where label noise begins to succeed;
+how many of them gradient descent gets, and of problems for more examples."""
+BY_SEEDS = "bootstrap of {} problems for each number of examples"
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Examples over dimensions in the phase diagram."""
 STEPS: dict[Scale, int] = {"smoke": 800, "default": 2000, "full": 10_000}
@@ -53,8 +56,8 @@ def measure(scale: Scale) -> dict[str, Any]:
     phases = []
     for dimension in dimensions:
         counts = sorted({round(dimension * share) for share in SHARES})
-        phases += [{"d": dimension, **row} for row in _phase(dimension, counts, SEEDS, STEPS[scale])]
-    noisy, plain = _recover(d, [n], 1, STEPS[scale], curve=True)
+        phases += [{"d": dimension, **row} for row in _phase(dimension, counts, STEPS[scale])]
+    noisy, plain = _recover(d, {n: 1}, STEPS[scale], curve=True)
     return {"drift": _drift(), "large": {"d": d, "n": n, "noisy": noisy, "plain": plain}, "phases": phases}
 
 
@@ -91,11 +94,11 @@ def _drift() -> list[dict[str, float]]:
 
 
 def _recover(
-    d: int, counts: list[int], seeds: int, steps: int, curve: bool = False
+    d: int, problems: dict[int, int], steps: int, curve: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Many problems at once, by SGD with label noise and by gradient descent; [R, d] with R = counts times seeds."""
+    """Many problems at once, by SGD with label noise and by gradient descent; [R, d], R problems by their examples."""
     generator = torch.Generator().manual_seed(d)
-    n_R = torch.tensor([n for n in counts for _ in range(seeds)])
+    n_R = torch.tensor([n for n, seeds in problems.items() for _ in range(seeds)])
     runs, most = len(n_R), int(n_R.max())
     z_RND = torch.randint(2, (runs, most, d), generator=generator).double().mul_(2).sub_(1)
     w_D = torch.zeros(d, dtype=torch.float64)
@@ -130,6 +133,8 @@ def _recover(
     least = [_least_l1(z_ND[:n].numpy(), w_D.numpy()) for z_ND, n in zip(z_RND, n_R.tolist(), strict=True)]
     noisy["least_l1"] = [float(((w - w_D.numpy()) ** 2).sum() / (w_D.numpy() ** 2).sum()) for w in least]
 
+    plain_R = torch.tensor([k < PLAIN_SEEDS for seeds in problems.values() for k in range(seeds)]).nonzero().squeeze(1)
+    z_RND, y_RN, used_RN, n_R, runs = z_RND[plain_R], y_RN[plain_R], used_RN[plain_R], n_R[plain_R], len(plain_R)
     u = torch.ones(runs, d, dtype=torch.float64)
     v = torch.ones(runs, d, dtype=torch.float64)
     eta = 0.25 / d
@@ -153,17 +158,19 @@ def _least_l1(z_ND: np.ndarray, w_D: np.ndarray) -> np.ndarray:
     return solution
 
 
-def _phase(d: int, counts: list[int], seeds: int, steps: int) -> list[dict[str, Any]]:
-    noisy, plain = _recover(d, counts, seeds, steps)
-    rows = []
-    for i, n in enumerate(counts):
-        part = slice(i * seeds, (i + 1) * seeds)
+def _phase(d: int, counts: list[int], steps: int) -> list[dict[str, Any]]:
+    problems = {n: SEEDS if 2 * n <= d else PLAIN_SEEDS for n in counts}
+    noisy, plain = _recover(d, problems, steps)
+    rows, start = [], 0
+    for i, (n, seeds) in enumerate(problems.items()):
+        part, plain_part = slice(start, start + seeds), slice(i * PLAIN_SEEDS, (i + 1) * PLAIN_SEEDS)
+        start += seeds
         rows.append(
             {
                 "n": n,
-                "noisy": sum(error < RECOVERED for error in noisy["errors"][part]) / seeds,
-                "least_l1": sum(error < RECOVERED for error in noisy["least_l1"][part]) / seeds,
-                "plain": sum(error < RECOVERED for error in plain["errors"][part]) / seeds,
+                "noisy": [error < RECOVERED for error in noisy["errors"][part]],
+                "least_l1": [error < RECOVERED for error in noisy["least_l1"][part]],
+                "plain": [error < RECOVERED for error in plain["errors"][plain_part]],
             }
         )
     return rows
@@ -172,24 +179,23 @@ def _phase(d: int, counts: list[int], seeds: int, steps: int) -> list[dict[str, 
 def _needed(phases: list[dict[str, Any]], d: int, learner: str) -> float:
     """Examples at which half of the problems are solved, between the counts that were tried."""
     rows = [row for row in phases if row["d"] == d]
-    before = {"n": 0, learner: 0.0}
+    before, solved_before = 0, 0.0
     for row in rows:
-        if row[learner] >= 0.5:
-            share = (0.5 - before[learner]) / (row[learner] - before[learner])
-            return float(before["n"] + share * (row["n"] - before["n"]))
-        before = row
+        solved = statistics.fmean(row[learner])
+        if solved >= 0.5:
+            return float(before + (0.5 - solved_before) / (solved - solved_before) * (row["n"] - before))
+        before, solved_before = row["n"], solved
     return math.inf
 
 
 def _resampled(phases: list[dict[str, Any]], generator: np.random.Generator) -> list[dict[str, Any]]:
-    """The same with problems drawn again; of each learner by itself, so that ratios look less certain than they are."""
-    return [
-        {
-            **row,
-            **{name: generator.binomial(SEEDS, row[name]) / SEEDS for name in ("noisy", "least_l1", "plain")},
-        }
-        for row in phases
-    ]
+    """The same with problems drawn again, each with what label noise and linear programming made of it."""
+    drawn = []
+    for row in phases:
+        both, plain = (generator.integers(len(row[name]), size=len(row[name])) for name in ("noisy", "plain"))
+        chosen = {"noisy": both, "least_l1": both, "plain": plain}
+        drawn.append({**row, **{name: [row[name][k] for k in places] for name, places in chosen.items()}})
+    return drawn
 
 
 def judge(data: dict[str, Any]) -> list[Verdict]:
@@ -214,9 +220,9 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
     def linear(phases: list[dict[str, Any]]) -> float:
         return float(min(_needed(phases, d, "plain") / d for d in dimensions))
 
-    def found(number: Callable[[list[dict[str, Any]]], float], also: str = "") -> dict[str, Any]:
+    def found(number: Callable[[list[dict[str, Any]]], float], problems: int = SEEDS) -> dict[str, Any]:
         error = bootstrap(lambda generator: number(_resampled(phases, generator)))
-        return {"measured": number(phases), "error": error, "interval": BY_SEEDS + also}
+        return {"measured": number(phases), "error": error, "interval": BY_SEEDS.format(problems)}
 
     return [
         Verdict.at_most(
@@ -243,13 +249,13 @@ def judge(data: dict[str, Any]) -> list[Verdict]:
             "label noise: examples needed over those that linear programming for the least l1 norm needs, mean",
             predicted=1.0,
             relative=0.15,
-            **found(beside_l1, ", both learners as if they were independent"),
+            **found(beside_l1),
         ),
         Verdict.at_most(f"label noise: examples needed over d at d = {high}", bound=0.3, **found(share)),
         Verdict.at_least(
             f"gradient descent: examples needed over d, smallest of d = {low} to {high}",
             bound=0.7,
-            **found(linear),
+            **found(linear, PLAIN_SEEDS),
         ),
     ]
 
@@ -271,7 +277,11 @@ def draw(data: dict[str, Any], figure: "Figure") -> None:
         for d in sorted({row["d"] for row in data["phases"]}):
             rows = [row for row in data["phases"] if row["d"] == d]
             axis.semilogx(
-                [row["n"] for row in rows], [row[learner] for row in rows], "o-", markersize=3, label=f"d = {d}"
+                [row["n"] for row in rows],
+                [statistics.fmean(row[learner]) for row in rows],
+                "o-",
+                markersize=3,
+                label=f"d = {d}",
             )
         axis.set(xlabel="examples", ylabel="share recovered", title=title)
     middle.legend(fontsize="x-small")
