@@ -6,7 +6,9 @@
 The data path is what runs in every step: from the tokenised cache through masking and collator to tensors, by the data
 loader of `sibert pretrain`, without worker processes; for fine-tuning from tokenised rows to a batch. Tokens are those
 of the text: padding does not count. The model is SIBERT with its optimizer, forward, backward and step, on the
-same core. Both take turns, see `alternation.py`. Target: at least 5 times as many tokens.
+same core. Both take turns, see `alternation.py`. Target: at least 5 times as many tokens. A gate before: batches have
+their shapes, 15 % of the tokens are to be predicted, nothing but these was changed, and flat batches have the tokens of
+padded ones.
 """
 
 import argparse
@@ -42,6 +44,33 @@ class Loading:
         """Load."""
         loaded = list(itertools.islice(self.stream, BATCHES))
         self.tokens.append(sum(int(one.get("attention_mask", one["input_ids"] >= 0).sum()) for one in loaded))
+
+
+def gate(blocks: PreparedCorpus, pairs: PreparedCorpus) -> None:
+    """Refuse to time a data path whose batches are wrong."""
+    ids = torch.tensor(blocks.train[: 2 * BATCH]["input_ids"])
+    for whole_word in (False, True):
+        masked = blocks.masked_train(whole_word=whole_word)
+        check_masking(collate([masked[0, k] for k in range(len(ids))]), ids)
+    masked = pairs.masked_train()
+    examples = [masked[0, k] for k in range(min(len(masked), BATCH))]
+    padded, flat = collate(examples), collate_flat(examples)
+    if not torch.equal(flat["input_ids"][0], padded["input_ids"][padded["attention_mask"] != 0]):
+        raise SystemExit("a flat batch does not have the tokens of the padded one; not timed")
+
+
+def check_masking(batch: dict[str, torch.Tensor], ids: torch.Tensor) -> None:
+    """Refuse a batch of the wrong shape, with too many or few tokens to predict, or with others changed."""
+    if batch["input_ids"].shape != (len(ids), LENGTH) or batch["labels"].shape != batch["masked_positions"].shape:
+        raise SystemExit(f"wrong shapes: {[(name, tuple(value.shape)) for name, value in batch.items()]}; not timed")
+    predicted = batch["labels"] >= 0
+    share = (predicted.sum() / batch["attention_mask"].sum()).item()
+    if not 0.13 < share < 0.16:  # 15 % of those that are not special
+        raise SystemExit(f"a share of {share:.3f} of the tokens is to be predicted, expected 0.15; not timed")
+    restored = batch["input_ids"].clone()
+    restored[predicted.nonzero()[:, 0], batch["masked_positions"][predicted]] = batch["labels"][predicted]
+    if not torch.equal(restored, ids):
+        raise SystemExit("tokens that are not to be predicted were changed; not timed")
 
 
 def loadings(blocks: PreparedCorpus, pairs: PreparedCorpus) -> dict[str, Loading]:
@@ -92,6 +121,7 @@ def main() -> None:
     if arguments.smoke:
         options["validation_fraction"] = 0.2
     blocks, pairs = (prepare_corpus(data, next_sentence=flag, **options) for flag in (False, True))
+    gate(blocks, pairs)
     paths = loadings(blocks, pairs)
     result: dict[str, Any] = {"question": f"tokens a second of the data path, target {TARGET:.0f} times the model's"}
     for size in ("tiny",) if arguments.smoke else SIZES:

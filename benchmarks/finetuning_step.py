@@ -107,9 +107,9 @@ def make_step(model: torch.nn.Module, optimizer: Optimizer) -> Callable[[], None
     )
 
 
-def docstring_ids() -> list[dict[str, Any]]:
+def docstring_ids(most: int | None = None) -> list[dict[str, Any]]:
     """Rows of the docstrings task in random order, with labels."""
-    rows = docstring_rows()["train"]
+    rows = docstring_rows()["train"][:most]
     texts = [str(row.values["text"]) for row in rows]
     tokenizer = train_tokenizer(lambda: iter(texts), VOCABULARY)
     ids = tokenizer(texts, truncation=True, max_length=LENGTH)["input_ids"]
@@ -163,9 +163,9 @@ def ragged_steps(sizes: dict[str, int], rows: list[dict[str, Any]]) -> dict[str,
     return {name: steps(*way) for name, way in ways.items()}
 
 
-def ragged(sizes: dict[str, int], rounds: int, patience: float) -> dict[str, Any]:
-    """Time rows of different lengths."""
-    rows = docstring_ids()
+def ragged(sizes: dict[str, int], rounds: int, patience: float, most: int | None = None) -> dict[str, Any]:
+    """Time rows of different lengths; all, or at most so many."""
+    rows = docstring_ids(most)
     lengths = torch.tensor([len(row["input_ids"]) for row in rows], dtype=torch.float64)
     seconds, quiet = alternate(ragged_steps(sizes, rows), torch.device("cpu"), rounds, patience)
     timed = {name: summary(values) for name, values in seconds.items()}
@@ -196,7 +196,7 @@ def main() -> None:
     sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": arguments.layers}
     if arguments.smoke:
         sizes |= {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
-        ragged(sizes, 4, 0.0)
+        ragged(sizes, 4, 0.0, most=128)
         return
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         peaks = {name: pool.submit(peak_bytes, name, sizes).result() for name in RUNNERS}

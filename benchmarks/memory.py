@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                 # BERT base; writes benchmarks/results/memory.json
     python benchmarks/memory.py --size large    # adds the large one to the same file; needs 6 GB
+    python benchmarks/memory.py --smoke         # a toy size, all in one process, no file
 
 Every contestant trains in a process of its own, one after the other, for a few steps on a small batch, so that
 activations are small. Counted exactly are the bytes of all tensors that are alive: a dispatch mode sees every tensor
@@ -11,10 +12,15 @@ and the temporary tensors of a step. Ours count by their peak; BERT counts by wh
 and its transient gradients are left out, because under a dispatch mode autograd adds the two gradients of a tied table
 out of place, which it would not do otherwise. Peak memory of the process is there as a check from outside; it includes
 the libraries, kernels and the allocator. None of these figures depends on what else the machine does.
+
+A gate: weights that the ledger counts have to be those of the model, byte for byte; the first loss is within 10 % of
+log(vocabulary), all are finite; and gradient release, which changes no number, has to give the losses of the run
+without it, bit for bit. Otherwise nothing is reported.
 """
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -54,6 +60,7 @@ class Ledger(TorchDispatchMode):
         self.kinds: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self.bytes = dict.fromkeys(("weights", "state", "gradients", "other"), 0)
         self.peaks: dict[str, dict[str, int]] = {"weights_gradients_state": {}, "all_tensors": {}}
+        self._identities: dict[int, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -88,8 +95,6 @@ class Ledger(TorchDispatchMode):
             self.kinds[storage] = self._identities[id(storage)] = kind
         self._note_peaks()
 
-    _identities: dict[int, str] = {}  # noqa: RUF012  (one ledger a process)
-
     def _forget(self, identity: int, size: int) -> None:
         self.bytes[self._identities.pop(identity)] -= size
 
@@ -119,12 +124,35 @@ def watch_gradients(ledger: Ledger, loss: torch.Tensor) -> None:
         waiting += [following for following, _ in node.next_functions]
 
 
+def check_weights(counted: int, weights: list[torch.Tensor]) -> None:
+    """Refuse a count of bytes that is not the sum over the tensors of a model."""
+    held = sum(tensor.nbytes for tensor in weights)
+    if counted != held:
+        raise SystemExit(f"the ledger counts {counted} bytes of weights, the model has {held}; not reported")
+
+
+def check_losses(losses: list[float]) -> None:
+    """Refuse to report on a model that does not train."""
+    level = math.log(VOCABULARY)
+    if not all(map(math.isfinite, losses)) or not abs(losses[0] / level - 1.0) < 0.1:
+        raise SystemExit(f"losses {losses}, expected {level:.2f} at first; not reported")
+
+
+def check_release(found: dict[str, dict[str, Any]]) -> None:
+    """Refuse to report a saving by gradient release that costs exactness."""
+    for plain, released in (("SIBERT + ClippedSGD", "with gradient release"), ("with bfloat16 weights", "with both")):
+        if found[plain]["losses"] != found[released]["losses"]:
+            raise SystemExit(f"{released}: losses {found[released]['losses']}, not those of {plain}; not reported")
+
+
 def measure(size: str, contestant: str) -> dict[str, Any]:
     recipe = PretrainRecipe(size=size, seq_length=TOKENS, steps=100, device="cpu", **CONTESTANTS[contestant])
     ledger = Ledger()
     model = build_model(recipe, VOCABULARY, 0).train()
-    for tensor in [*model.parameters(), *model.buffers()]:
+    weights = [*model.parameters(), *model.buffers()]
+    for tensor in weights:
         ledger.note(tensor, "weights")
+    check_weights(ledger.bytes["weights"], weights)
     optimizer, _ = build_training_optimizer(recipe, model)
     if recipe.gradient_release:
         GradientRelease(optimizer)
@@ -149,6 +177,7 @@ def measure(size: str, contestant: str) -> dict[str, Any]:
                 if isinstance(value, torch.Tensor):
                     ledger.note(value, "state")
         losses.append(loss.item())
+    check_losses(losses)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "parameters": parameters,
@@ -160,35 +189,45 @@ def measure(size: str, contestant: str) -> dict[str, Any]:
     }
 
 
+def measure_alone(size: str, contestant: str) -> dict[str, Any]:
+    """In a process of its own."""
+    command = [sys.executable, __file__, "--size", size, "--contestant", contestant]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(printed.strip().splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="base", choices=["nano", "mini", "base", "large"])
     parser.add_argument("--contestant", choices=list(CONTESTANTS), help="measure this one here and print it as JSON")
+    parser.add_argument("--smoke", action="store_true", help="a toy size, all in one process, no file")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "memory.json")
     arguments = parser.parse_args()
     if arguments.contestant:
         print(json.dumps(measure(arguments.size, arguments.contestant)))
         return
+    size = "nano" if arguments.smoke else arguments.size
     found: dict[str, dict[str, Any]] = {}
     for contestant in CONTESTANTS:
-        command = [sys.executable, __file__, "--size", arguments.size, "--contestant", contestant]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found[contestant] = json.loads(printed.strip().splitlines()[-1])
+        found[contestant] = measure(size, contestant) if arguments.smoke else measure_alone(size, contestant)
         ours, baseline = found[contestant], found[BASELINE]
         if contestant == BASELINE:
             ours["bytes_per_parameter"] = ours["bytes_per_parameter_at_step"]
         ours["ratio_per_parameter"] = ours["bytes_per_parameter"] / baseline["bytes_per_parameter"]
         ours["ratio_of_resident_bytes"] = ours["peak_resident_bytes"] / baseline["peak_resident_bytes"]
-        ours["target"] = TARGETS.get(arguments.size, {}).get(contestant)
+        ours["target"] = TARGETS.get(size, {}).get(contestant)
         print(
             f"{contestant:24s} {ours['bytes_per_parameter']:6.2f} bytes a parameter, "
             f"{ours['ratio_per_parameter']:.3f}x (target {ours['target']}); "
             f"process {ours['peak_resident_bytes'] / 1e9:.2f} GB, {ours['ratio_of_resident_bytes']:.3f}x",
             flush=True,
         )
+    check_release(found)
+    if arguments.smoke:
+        return
     result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"sizes": {}}
     result["question"] = "bytes of weights, gradients and optimizer state at the peak of a step, batch 1 x 64 tokens"
-    result["sizes"][arguments.size] = {"contestants": found, **machine(torch.device("cpu"))}
+    result["sizes"][size] = {"contestants": found, **machine(torch.device("cpu"))}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
