@@ -81,7 +81,7 @@ def main() -> None:
                 str(count * LENGTH if name == "tokens" else layers): make_step(
                     form, TOY if arguments.smoke else SIZES, layers, count, device
                 )
-                for layers, count in sweep
+                for layers, count in (sweep[:3] if arguments.smoke else sweep)
             }
             seconds, quiet = alternate(steps, device, arguments.rounds, arguments.patience)
             medians = [statistics.median(values) for values in seconds.values()]

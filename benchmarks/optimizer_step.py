@@ -4,23 +4,31 @@ ClippedSGD with its three kinds of group against the optimizers of torch, on the
 
     python benchmarks/optimizer_step.py                # writes benchmarks/results/optimizer_step.json
     python benchmarks/optimizer_step.py --no-compile   # without the compiled AdamW, which needs a C++ compiler
-    python benchmarks/optimizer_step.py --device cuda --scale 10    # 1.1 billion parameters; ..._cuda.json
+    python benchmarks/optimizer_step.py --device cuda --scale 10    # 1.1 billion parameters; ..._cuda_x10.json
+    python benchmarks/optimizer_step.py --smoke        # toy size, no file
 
-First every candidate is timed for a few steps. Then the three of ours ("fused", the default), SGD, and every AdamW that
-may be the fastest alternate, step by step, in one process, each with a copy of the same parameters and gradients; the
-reported ratios are those of their medians to that of the fastest AdamW, with the ratios of the means beside them (the
-parameter norm of a joint group is measured once in 32 steps, which a median does not see). Muon takes the matrices of
-the layers, as its paper has it, and AdamW the rest.
+First a gate: for each kind of group the three implementations of ClippedSGD have to agree, clipped steps included, or
+nothing is timed. Then every candidate is timed for a few steps. Then the three of ours ("fused", the default), SGD, and
+the two fastest AdamW alternate, step by step, in one process; the reported ratios are those of their medians to that of
+the faster AdamW, with the ratios of the means beside them (the parameter norm of a joint group is measured once in 32
+steps, which a median does not see). Muon takes the matrices of the layers, as its paper has it, and AdamW the rest.
+
+Of P parameters, all share the gradients and the peers one set of parameters, which a rate of 1e-7 leaves as they are.
+Each of ours has its own, whose norms it follows. With the buffers of the copy and the state of two AdamW that makes
+1 + 1 + 3 + 2 + 4 = 11 times 4 P bytes, and 2 more for a moment where a list of steps is formed: 57 GB of 80 for 1.1
+billion parameters.
 
 Bytes are the least that each has to read and write: of ours 4 passes over 4 bytes a parameter (the gradient twice, for
 its norm and for the step; parameters read and written), 3 for rows, whose gradient stays in the cache between the two,
-7 of AdamW. They give a bandwidth, shown as a share of what a copy of as many bytes reaches in the same run. On a
-machine that is shared, rounds in which other processes used more than a tenth of a core are left out, as long as enough
-quiet ones come.
+7 of AdamW. They give a bandwidth, shown as a share of what a copy of as many bytes reaches in the same run. A copy
+counts one read and one write; a processor that fetches a line before it writes to it moves half as much again, which is
+not counted, so that a share can exceed 1. On a machine that is shared, rounds in which other processes used more than a
+tenth of a core are left out, as long as enough quiet ones come.
 """
 
 import argparse
 import functools
+import gc
 import json
 import math
 import statistics
@@ -41,6 +49,8 @@ INTRINSIC_LR = 8e-6
 PASSES = {"ClippedSGD row": 3, "ClippedSGD matrix": 4, "ClippedSGD joint": 4, "SGD fused": 3}
 """Least passes over memory of each; of AdamW 7."""
 
+KINDS = ("joint", "matrix", "row")
+
 TARGETS = {"ClippedSGD row": 0.5, "ClippedSGD matrix": 0.75, "ClippedSGD joint": 0.75}
 
 
@@ -54,22 +64,29 @@ def bert_base_shapes(
     return embeddings + layers * (4 * projection + norm + feed_forward + norm) + projection
 
 
-@functools.cache
-def make_gradients(device: torch.device, scale: int) -> list[torch.Tensor]:
-    """Made once: nobody writes to them, and 1.1 billion of them are 4.4 GB."""
-    generator = torch.Generator().manual_seed(1)
-    return [(1e-4 * torch.randn(shape, generator=generator)).to(device) for shape in scale * bert_base_shapes()]
+class Tensors:
+    """Parameters of some shapes, all with the same gradients, to which nobody writes."""
 
+    def __init__(self, shapes: list[tuple[int, ...]], device: torch.device) -> None:
+        self.shapes, self.device = shapes, device
+        self.count = sum(math.prod(shape) for shape in shapes)
+        self._gradients = self._draw(1, 1e-4)
 
-def make_parameters(device: torch.device, scale: int = 1) -> list[torch.nn.Parameter]:
-    """Parameters with gradients; `scale` times as many layers, and tables."""
-    generator = torch.Generator().manual_seed(0)
-    parameters = []
-    for shape, gradient in zip(scale * bert_base_shapes(), make_gradients(device, scale), strict=True):
-        parameter = torch.nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device))
-        parameter.grad = gradient
-        parameters.append(parameter)
-    return parameters
+    def _draw(self, seed: int, scale: float) -> list[Tensor]:
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return [torch.randn(shape, generator=generator, device=self.device).mul_(scale) for shape in self.shapes]
+
+    def own(self) -> list[torch.nn.Parameter]:
+        """New parameters."""
+        parameters = [torch.nn.Parameter(value) for value in self._draw(0, 0.02)]
+        for parameter, gradient in zip(parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        return parameters
+
+    @functools.cached_property
+    def shared(self) -> list[torch.nn.Parameter]:
+        """Those that all peers step."""
+        return self.own()
 
 
 def make_groups(kind: str, parameters: list[torch.nn.Parameter]) -> list[dict[str, object]]:
@@ -90,18 +107,23 @@ def make_groups(kind: str, parameters: list[torch.nn.Parameter]) -> list[dict[st
 
 
 def check_agreement(device: torch.device) -> None:
-    """Refuse to time implementations that do not do the same."""
-    results = []
-    for implementation in ("reference", "foreach", "fused"):
-        torch.manual_seed(0)
-        x = torch.nn.Parameter(torch.randn(1001, device=device))
-        optimizer = ClippedSGD([x], intrinsic_lr=0.01, implementation=implementation)
-        for scale in (1.0, 100.0, 1.0):
-            x.grad = scale * torch.randn(1001, device=device)
-            optimizer.step()
-        results.append(x.detach())
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0])
+    """Refuse to time implementations that do not do the same, in any kind of group."""
+    tensors = Tensors(bert_base_shapes(vocabulary=101, width=33, inner=70, layers=1), device)
+    for kind in KINDS:
+        results = {}
+        for implementation in ("reference", "foreach", "fused"):
+            groups = make_groups(kind, tensors.own())
+            optimizer = ClippedSGD(groups, intrinsic_lr=0.01, implementation=implementation)
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            generator = torch.Generator(device).manual_seed(2)
+            for scale in (1.0, 100.0, 1.0):  # the second is clipped
+                for parameter in parameters:
+                    parameter.grad = scale * torch.randn(parameter.shape, generator=generator, device=device)
+                optimizer.step()
+            results[implementation] = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        for implementation, result in results.items():
+            if not torch.allclose(result, results["reference"], rtol=1e-5, atol=1e-7):
+                raise SystemExit(f"ClippedSGD {kind}: {implementation} does not do what the reference does; not timed")
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -115,7 +137,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def candidates(
-    device: torch.device, scale: int, compiled: bool
+    tensors: Tensors, compiled: bool
 ) -> dict[str, Callable[[], tuple[Sequence[Optimizer], Callable[[], object]]]]:
     """Ways to make each optimizer and its step."""
 
@@ -123,31 +145,31 @@ def candidates(
         return [optimizer], step or optimizer.step
 
     def adamw(**mode: bool) -> tuple[Sequence[Optimizer], Any]:
-        return one(torch.optim.AdamW(make_parameters(device, scale), lr=1e-7, **mode))
+        return one(torch.optim.AdamW(tensors.shared, lr=1e-7, **mode))
 
     def adamw_compiled() -> tuple[Sequence[Optimizer], Any]:
-        optimizer = torch.optim.AdamW(make_parameters(device, scale), lr=1e-7, foreach=True)
+        optimizer = torch.optim.AdamW(tensors.shared, lr=1e-7, foreach=True)
         return one(optimizer, torch.compile(optimizer.step))
 
     def muon() -> tuple[Sequence[Optimizer], Any]:
-        parameters = make_parameters(device, scale)
-        hidden = [p for p in parameters if p.dim() == 2 and min(p.shape) > 2 and max(p.shape) < 30000]
-        rest = [p for p in parameters if all(p is not q for q in hidden)]
+        table = max(p.shape[0] for p in tensors.shared)
+        hidden = [p for p in tensors.shared if p.dim() == 2 and min(p.shape) > 2 and len(p) < table]
+        rest = [p for p in tensors.shared if all(p is not q for q in hidden)]
         both = torch.optim.Muon(hidden, lr=1e-7), torch.optim.AdamW(rest, lr=1e-7, fused=True)
         return both, lambda: [optimizer.step() for optimizer in both]
 
     def ours(kind: str, implementation: str = "fused") -> tuple[Sequence[Optimizer], Any]:
-        groups = make_groups(kind, make_parameters(device, scale))
+        groups = make_groups(kind, tensors.own())
         return one(ClippedSGD(groups, intrinsic_lr=INTRINSIC_LR, implementation=implementation))
 
     table = {
         "AdamW fused": lambda: adamw(fused=True),
         "AdamW foreach": lambda: adamw(foreach=True),
         "AdamW for-loop": lambda: adamw(foreach=False, fused=False),
-        "SGD fused": lambda: one(torch.optim.SGD(make_parameters(device, scale), lr=1e-7, fused=True)),
-        "Adafactor": lambda: one(torch.optim.Adafactor(make_parameters(device, scale), lr=1e-7)),
+        "SGD fused": lambda: one(torch.optim.SGD(tensors.shared, lr=1e-7, fused=True)),
+        "Adafactor": lambda: one(torch.optim.Adafactor(tensors.shared, lr=1e-7)),
         "Muon": muon,
-        **{f"ClippedSGD {kind}": functools.partial(ours, kind) for kind in ("joint", "matrix", "row")},
+        **{f"ClippedSGD {kind}": functools.partial(ours, kind) for kind in KINDS},
         "ClippedSGD joint, reference": lambda: ours("joint", "reference"),
         "ClippedSGD joint, foreach": lambda: ours("joint", "foreach"),
     }
@@ -170,7 +192,42 @@ def qualify(table: dict, device: torch.device, steps: int) -> dict[str, dict]:
             flush=True,
         )
         del optimizers, step
+        if "compiled" in name:  # what was compiled holds the state
+            torch.compiler.reset()
+        gc.collect()
     return results
+
+
+def comparison(seconds: dict[str, list[float]], rivals: list[str], count: int) -> dict[str, Any]:
+    """What timings of that many parameters say, relative to the faster AdamW and to a copy."""
+    timed = {name: summary(values) for name, values in seconds.items()}
+    fastest = min(rivals, key=lambda name: timed[name]["median_ms"])
+    adamw = timed[fastest]
+    passes = {**PASSES, **dict.fromkeys(rivals, 7), "copy": 2}
+    bandwidth = {name: 4e-6 * passes[name] * count / values["median_ms"] for name, values in timed.items()}
+    return {
+        "question": "seconds of one optimizer step on BERT base's parameters, relative to the fastest AdamW",
+        "fastest_adamw": fastest,
+        "ratio_of_medians": {name: values["median_ms"] / adamw["median_ms"] for name, values in timed.items()},
+        "ratio_of_means": {name: values["mean_ms"] / adamw["mean_ms"] for name, values in timed.items()},
+        "targets": TARGETS,
+        "gigabytes_per_second": bandwidth,
+        "share_of_copy_bandwidth": {name: value / bandwidth["copy"] for name, value in bandwidth.items()},
+        "alternating": timed,
+        "steps_timed": len(seconds["copy"]),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print it."""
+    for name, values in result["alternating"].items():
+        print(
+            f"{name:22s} median {values['median_ms']:7.1f} ms   quartiles {values['lower_quartile_ms']:.1f} "
+            f"to {values['upper_quartile_ms']:.1f} ms   mean {values['mean_ms']:.1f} ms   "
+            f"{result['ratio_of_medians'][name]:.3f} of {result['fastest_adamw']}   "
+            f"{result['gigabytes_per_second'][name]:.1f} GB/s"
+        )
+    print(f"{result['steps_timed']} steps each, machine {'' if result['machine_was_quiet'] else 'not '}quiet")
 
 
 def main() -> None:
@@ -181,52 +238,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=48, help="steps of each optimizer that are timed in turn")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet rounds")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="a toy size, to see that it works; no file")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
 
     check_agreement(device)
-    table = candidates(device, arguments.scale, compiled=not arguments.no_compile)
+    shapes = bert_base_shapes(101, 16, 32, 1) if arguments.smoke else arguments.scale * bert_base_shapes()
+    tensors = Tensors(shapes, device)
+    table = candidates(tensors, compiled=not arguments.no_compile)
     qualified = qualify(table, device, steps=3)
-    modes_of_adamw = {name: entry["min_ms"] for name, entry in qualified.items() if name.startswith("AdamW")}
-    rivals = [name for name, ms in modes_of_adamw.items() if ms < 1.5 * min(modes_of_adamw.values())]
+    modes_of_adamw = sorted((entry["min_ms"], name) for name, entry in qualified.items() if name.startswith("AdamW"))
+    rivals = [name for _, name in modes_of_adamw[:2]]
     made = {name: table[name]()[1] for name in [*PASSES, *rivals]}
-    count = arguments.scale * sum(math.prod(shape) for shape in bert_base_shapes())
-    source = torch.randn(count, device=device)
+    source = torch.randn(tensors.count, device=device)
     made["copy"] = functools.partial(torch.empty_like(source).copy_, source)
     seconds, quiet = alternate(made, device, arguments.rounds, arguments.patience)
-    timed = {name: summary(values) for name, values in seconds.items()}
-    fastest = min(rivals, key=lambda name: timed[name]["median_ms"])
-    adamw = timed[fastest]
-    passes = {**PASSES, **dict.fromkeys(rivals, 7), "copy": 2}
-    bandwidth = {name: 4e-6 * passes[name] * count / values["median_ms"] for name, values in timed.items()}
-    result = {
-        "question": "seconds of one optimizer step on BERT base's parameters, relative to the fastest AdamW",
-        "fastest_adamw": fastest,
-        "ratio_of_medians": {name: values["median_ms"] / adamw["median_ms"] for name, values in timed.items()},
-        "ratio_of_means": {name: values["mean_ms"] / adamw["mean_ms"] for name, values in timed.items()},
-        "targets": TARGETS,
-        "gigabytes_per_second": bandwidth,
-        "share_of_copy_bandwidth": {name: value / bandwidth["copy"] for name, value in bandwidth.items()},
-        "alternating": timed,
-        "steps_timed": len(seconds["copy"]),
-        "machine_was_quiet": quiet,
-        "each_mode": qualified,
-        "parameters": count,
-        "tensors": arguments.scale * len(bert_base_shapes()),
-        **machine(device),
-    }
-    for name, values in timed.items():
-        print(
-            f"{name:22s} median {values['median_ms']:7.1f} ms   quartiles {values['lower_quartile_ms']:.1f} "
-            f"to {values['upper_quartile_ms']:.1f} ms   mean {values['mean_ms']:.1f} ms   "
-            f"{result['ratio_of_medians'][name]:.3f} of {fastest}   {bandwidth[name]:.1f} GB/s"
-        )
-    print(f"{len(seconds['copy'])} steps each, machine {'' if quiet else 'not '}quiet")
+    result = {**comparison(seconds, rivals, tensors.count), "machine_was_quiet": quiet, "each_mode": qualified}
+    show(result)
+    if arguments.smoke:
+        return
+    result |= {"parameters": tensors.count, "tensors": len(shapes), **machine(device)}
     file = "optimizer_step" if device.type == "cpu" else f"optimizer_step_{device.type}"
     path = Path(__file__).parent / "results" / f"{file}{'' if arguments.scale == 1 else f'_x{arguments.scale}'}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
