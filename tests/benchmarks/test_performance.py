@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TABLE = BENCHMARKS.parent / "docs" / "figures" / "performance.py"
 CPU = torch.device("cpu")
 
 
@@ -248,3 +251,76 @@ def test_a_stored_timing_names_its_versions_and_its_commit(benchmark, monkeypatc
     assert "transformers" in found
     monkeypatch.setenv("PATH", "")
     assert alternation.machine(CPU)["commit"] is None
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """The script that makes the README's table, and a folder for results."""
+    specification = importlib.util.spec_from_file_location("performance_table", TABLE)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def store(folder, name, **values):
+    (folder / f"{name}.json").write_text(json.dumps({"device": "H100", **values}))
+
+
+def test_what_is_not_measured_says_by_which_command(table):
+    rows = [row for part in table.PARTS for row in part()]
+    assert len(rows) == 16
+    for _, _, measured, verdict in rows:
+        assert measured.startswith("not measured: `python benchmarks/")
+        assert verdict == ""
+        script = measured.split("benchmarks/")[1].split()[0].strip("`")
+        assert (BENCHMARKS / script).exists()
+
+
+@pytest.mark.parametrize(("ratio", "word"), [(0.754, "met"), (0.756, "missed")])
+def test_a_verdict_agrees_with_the_number_beside_it(table, tmp_path, ratio, word):
+    kinds = ("ClippedSGD row", "ClippedSGD matrix", "ClippedSGD joint")
+    store(
+        tmp_path,
+        "optimizer_step_cuda",
+        ratio_of_medians={**dict.fromkeys(kinds, ratio), "SGD fused": 0.4},
+        targets=dict.fromkeys(kinds, 0.75),
+        fastest_adamw="AdamW fused",
+        share_of_copy_bandwidth=dict(zip(kinds, (0.844, 0.846, 1.1), strict=True)),
+    )
+    speed, share = (row for row in table.optimizer() if "not measured" not in row[2])
+    assert speed[2].startswith(", ".join(3 * [f"{ratio:.2f}"]))
+    assert speed[3] == word
+    assert share[2:] == ("0.84, 0.85, 1.10", "missed, met, met")
+
+
+def test_results_of_a_gpu_fill_their_rows(table, tmp_path):
+    def case(length, flash, flex, layout="full"):
+        peers = {"SDPA flash": flash, "FlexAttention": flex, "SDPA cuDNN": 0.8}
+        one = {"speed_relative_to": peers, "tera_operations_per_second": {"auto": 499.6}}
+        return {"length": length, "width": 128, "layout": layout, "forward": one, "forward and backward": one}
+
+    lone = case(512, 2.0, 2.0, "padded")
+    for what in ("forward", "forward and backward"):
+        lone[what]["speed_relative_to"] = {"FlexAttention": 0.99}
+    store(tmp_path, "attention_cuda", cases=[case(512, 1.2, 1.4), case(8192, 1.4, 1.5), lone])
+    flash, flex, cudnn, rate = table.attention_on_gpu()
+    assert flash[2:] == ("1.20, 1.20; 1.40, 1.40", "missed")
+    assert flex[2:] == ("0.99, 0.99 (3 of 3 cases)", "missed")
+    assert cudnn[2:] == ("0.80, 0.80 (2 of 3 cases)", "")
+    assert rate[2:] == ("500", "met")
+
+    store(
+        tmp_path,
+        "pretraining_throughput_cuda",
+        speed_relative_to_peer={"SIBERT matrix": 1.29},
+        model_flop_utilisation={"SIBERT matrix": 0.41},
+    )
+    _, speed, used = table.throughput()
+    assert (speed[3], used[2], used[3]) == ("missed", "41 %", "met")
+
+
+def test_the_table_in_the_readme_is_that_of_the_stored_results(table, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", BENCHMARKS / "results")
+    shown = (table.ROOT / "README.md").read_text(encoding="utf-8").split(table.BEGIN)[1].split(table.END)[0]
+    assert shown.strip() == table.make_table(), "make it anew: python docs/figures/performance.py"
