@@ -175,6 +175,36 @@ class TestOfAnOptimizer:
         adamw = torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.02)
         assert equilibrium(adamw, adamw.param_groups[0]) == adamw_equilibrium(0.1, 0.02, entries=6)
 
+    def test_dampening_is_a_smaller_rate(self):
+        """A run with dampening .75 balances where a quarter of the rate does, and not where the rate itself does."""
+        make = lambda p: torch.optim.SGD(p, lr=0.4, weight_decay=0.02, momentum=0.5, dampening=0.75)  # noqa: E731
+        predicted = equilibrium(make(self.parameters()), 0, GRADIENT)
+        assert predicted == sgd_equilibrium(0.1, 0.02, 0.5, GRADIENT)
+        norms, angle = simulate(make, predicted.norm, 2000)
+        assert fourth_root(norms) == pytest.approx(predicted.norm, rel=0.02)
+        assert angle == pytest.approx(predicted.angular_update, rel=0.02)
+        assert sgd_equilibrium(0.4, 0.02, 0.5, GRADIENT).angular_update > 1.9 * angle
+
+    def test_dampening_without_momentum_is_none(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.02, dampening=0.9)
+        assert equilibrium(optimizer, 0) == sgd_equilibrium(0.1, 0.02)
+
+    def test_nesterov(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.02, momentum=0.9, nesterov=True)
+        with pytest.raises(ValueError, match="not that of Nesterov's"):
+            equilibrium(optimizer, 0)
+
+    def test_nesterov_turns_further_than_plain_momentum(self):
+        """Why it is refused."""
+        predicted = sgd_equilibrium(0.1, 0.02, 0.9, GRADIENT)
+        make = lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.02, momentum=0.9, nesterov=True)  # noqa: E731
+        assert simulate(make, predicted.norm, 1000)[1] > 1.05 * predicted.angular_update
+
+    def test_amsgrad(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.02, amsgrad=True)
+        with pytest.raises(ValueError, match="which never forgets"):
+            equilibrium(optimizer, 0)
+
     def test_lion(self):
         lion = Lion(self.parameters(), lr=0.1, weight_decay=0.02, betas=(0.9, 0.99))
         assert equilibrium(lion, 0) == lion_equilibrium(0.1, 0.02, (0.9, 0.99), 6)
@@ -223,3 +253,40 @@ class TestRefusals:
     def test_momentum(self):
         with pytest.raises(ValueError, match="momentum"):
             sgd_equilibrium(0.1, 0.1, 1.5)
+
+    @pytest.mark.parametrize("norm", [0.0, -1.0, math.nan, math.inf])
+    def test_what_is_no_length(self, norm):
+        balance = sgd_equilibrium(0.1, 0.01, gradient_norm=2.0)
+        with pytest.raises(ValueError, match="norm must be a positive length"):
+            balance.steps_until(norm)
+        with pytest.raises(ValueError, match="norm must be a positive length"):
+            balance.norm_after(10, norm)
+
+    def test_the_past_and_equilibrium_itself(self):
+        balance = sgd_equilibrium(0.1, 0.01, gradient_norm=2.0)
+        with pytest.raises(ValueError, match="steps must not be negative"):
+            balance.norm_after(-1, 1.0)
+        with pytest.raises(ValueError, match="tolerance must be between 0 and 1"):
+            balance.steps_until(1.0, 0.0)
+
+    def test_without_gradient_there_is_decay_and_no_end_of_it(self):
+        balance = sgd_equilibrium(0.1, 0.01, gradient_norm=0.0)
+        assert balance.norm_after(100, 2.0) == pytest.approx(2.0 * 0.999**100, rel=1e-3)
+        with pytest.raises(ValueError, match="nothing to balance it"):
+            balance.steps_until(1.0)
+
+    @pytest.mark.parametrize("gradient", [-1.0, math.nan, math.inf])
+    def test_gradients_without_size(self, gradient):
+        with pytest.raises(ValueError, match="gradient_norm must be a finite length"):
+            sgd_equilibrium(0.1, 0.01, gradient_norm=gradient)
+
+    @pytest.mark.parametrize("make", [adamw_equilibrium, lion_equilibrium])
+    @pytest.mark.parametrize("betas", [(1.5, 0.999), (1.0, 1.0), (0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9)])
+    def test_betas(self, make, betas):
+        with pytest.raises(ValueError, match=r"betas must be in \[0, 1\)"):
+            make(0.1, 0.01, betas)
+
+    @pytest.mark.parametrize("make", [adamw_equilibrium, lion_equilibrium])
+    def test_entries(self, make):
+        with pytest.raises(ValueError, match="entries must be at least 1"):
+            make(0.1, 0.01, entries=0)

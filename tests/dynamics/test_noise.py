@@ -158,3 +158,11 @@ class TestRefusals:
         model = Linear()
         with pytest.raises(ValueError, match="not finite"):
             gradient_noise(model, model.loss, [*draw(20), torch.full((3,), math.nan, dtype=torch.float64)], 1)
+
+    def test_gradients_of_zero(self):
+        model = Linear()
+        found = gradient_noise(model, model.loss, [torch.zeros(3, dtype=torch.float64)] * 16, 1)
+        for verdict in ("noise_to_signal", "critical_batch_size", "sde_can_model", "largest_linear_scaling"):
+            with pytest.raises(ValueError, match="without signal and without noise"):
+                getattr(found, verdict)
+        assert "SDE can model" not in str(found)

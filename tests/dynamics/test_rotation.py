@@ -81,6 +81,30 @@ def test_it_measures_what_it_says_and_changes_nothing(name, dtype):
         assert one.effective_lr == (None if rate is None else pytest.approx(rate / squared, rel=1e-6))
 
 
+@pytest.mark.parametrize("options", [{"dampening": 0.9}, {"dampening": 0.5}, {"nesterov": True}])
+def test_the_effective_rate_is_all_that_a_gradient_moves_in_the_end(options):
+    """A gradient in one step only, after a first step without any, which torch does not dampen."""
+    x = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.9, **options)
+    recorder = RotationRecorder(optimizer, {"x": [x]}, every=1)
+    direction = torch.tensor([-4.0, 3.0], dtype=torch.float64)
+    for step in range(400):
+        x.grad = (1e-6 if step == 1 else 0.0) * direction
+        optimizer.step()
+    moved = (x.detach() - torch.tensor([3.0, 4.0], dtype=torch.float64)).norm().item() / (1e-6 * 5.0)
+    assert recorder.records[0].effective_lr == pytest.approx(moved / 25.0, rel=1e-6)
+
+
+def test_amsgrad_has_a_rotation_and_no_effective_rate():
+    x = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = torch.optim.AdamW([x], lr=0.1, amsgrad=True)
+    recorder = RotationRecorder(optimizer, {"x": [x]})
+    x.grad = torch.tensor([-4.0, 3.0])
+    optimizer.step()
+    assert recorder.records[0].effective_lr is None
+    assert recorder.records[0].angular_update > 0.0
+
+
 def test_a_model_that_is_compiled_and_a_recorder_that_is_closed():
     net = Net()
     optimizer = OPTIMIZERS["sgd"](net.parameters())

@@ -314,9 +314,20 @@ def test_optimizers_without_a_known_balance_are_named():
         (torch.optim.RMSprop(model.parameters()), "not that of RMSprop"),
         (torch.optim.SGD([model.first.weight], lr=0.1), "not in the optimizer"),
         (torch.optim.SGD(model.parameters(), lr=0.0), "learning rate is 0"),
+        (sgd(model, momentum=0.9, nesterov=True), "not that of Nesterov's"),
+        (torch.optim.AdamW(model.parameters(), amsgrad=True), "AMSGrad divides by the largest second moment"),
     ):
         found = diagnose(model, model.loss, batches(16), optimizer, batch_size=BATCH, sharpness=False)
         assert words in str(found)
+
+
+def test_dampening_is_seen_as_the_smaller_rate_it_is():
+    model = Net()
+    found = [
+        diagnose(model, model.loss, batches(16), optimizer, batch_size=BATCH, sharpness=False).groups[0].standing
+        for optimizer in (sgd(model, 0.4, momentum=0.9, dampening=0.75), sgd(model, 0.1, momentum=0.9))
+    ]
+    assert found[0] == found[1]
 
 
 def test_a_loss_that_is_not_finite():

@@ -51,12 +51,15 @@ class Equilibrium:
         """|x| some steps after it was `norm`, at constant eta, lambda and g.
 
         Args:
-            steps: Number of steps.
-            norm: |x| before them.
+            steps: Number of steps, not negative.
+            norm: |x| before them, positive.
 
         Raises:
-            ValueError: If the norm of equilibrium is not known.
+            ValueError: If the norm of equilibrium is not known, or `norm` is no length.
         """
+        _check_norm(norm)
+        if not steps >= 0.0:
+            raise ValueError(f"steps must not be negative, got {steps}: where a norm came from is not known")
         target = self._known_norm() ** self.power
         now = target + (norm**self.power - target) * math.exp(-steps / self.relaxation_steps)
         return math.pow(now, 1.0 / self.power)
@@ -66,15 +69,24 @@ class Equilibrium:
 
         Args:
             norm: |x|, positive.
-            tolerance: Relative.
+            tolerance: Relative, between 0 and 1.
 
         Returns:
             0 if it is there.
 
         Raises:
-            ValueError: If the norm of equilibrium is not known.
+            ValueError: If the norm of equilibrium is not known or 0, or `norm` is no length.
         """
-        ratio = norm / self._known_norm()
+        _check_norm(norm)
+        if not 0.0 < tolerance < 1.0:
+            raise ValueError(f"tolerance must be between 0 and 1, got {tolerance}: equilibrium itself is never reached")
+        target = self._known_norm()
+        if target == 0.0:
+            raise ValueError(
+                "without a gradient weight decay has nothing to balance it, and the norm falls towards 0 for ever: "
+                "norm_after says how far"
+            )
+        ratio = norm / target
         if abs(ratio - 1.0) <= tolerance:
             return 0.0
         end = 1.0 + math.copysign(tolerance, ratio - 1.0)
@@ -89,10 +101,10 @@ class Equilibrium:
 def sgd_equilibrium(
     lr: float, weight_decay: float, momentum: float = 0.0, gradient_norm: float | None = None
 ) -> Equilibrium:
-    """SGD with weight decay in the gradient, momentum as torch has it (no dampening).
+    """SGD with weight decay in the gradient, momentum as torch has it.
 
     Args:
-        lr: eta.
+        lr: eta; with dampening d eta (1 - d), for it multiplies all that enters the momentum, decay included.
         weight_decay: lambda.
         momentum: m.
         gradient_norm: g = |x| |gradient|, root mean square; None = not known.
@@ -103,6 +115,8 @@ def sgd_equilibrium(
     product = _check(lr, weight_decay)
     if not 0.0 <= momentum < 1.0:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+    if gradient_norm is not None and not 0.0 <= gradient_norm < math.inf:
+        raise ValueError(f"gradient_norm must be a finite length, got {gradient_norm}: give the root mean square")
     norm = None
     if gradient_norm is not None:
         scale = weight_decay * (1.0 - momentum) * (2.0 - product / (1.0 + momentum))
@@ -125,6 +139,8 @@ def adamw_equilibrium(
     Raises:
         ValueError: Where there is no balance.
     """
+    _check_betas(betas)
+    _check_entries(entries)
     b1 = betas[0]
     decay = 1.0 - _check(lr, weight_decay)
     squared_update = (1.0 - b1) / (1.0 + b1)
@@ -146,6 +162,8 @@ def lion_equilibrium(
     Raises:
         ValueError: Where there is no balance.
     """
+    _check_betas(betas)
+    _check_entries(entries)
     b1, b2 = betas
     decay = 1.0 - _check(lr, weight_decay)
     variance = (1.0 - b1) ** 2 + b1**2 * (1.0 - b2) / (1.0 + b2)
@@ -171,14 +189,18 @@ def equilibrium(
 
     Raises:
         TypeError: For an optimizer of which no balance is known.
-        ValueError: Where there is none, Adam with the decay in the gradient among them.
+        ValueError: Where there is none, Adam with the decay in the gradient among them, and for Nesterov's momentum
+            and AMSGrad.
     """
     chosen: Mapping[str, Any] = optimizer.param_groups[group] if isinstance(group, int) else group
     if isinstance(optimizer, ClippedSGD):
         return _of_clipped_sgd(chosen, gradient_norm)
     lr, weight_decay = float(chosen["lr"]), float(chosen["weight_decay"])
+    reason = unbalanced(chosen)
+    if reason:
+        raise ValueError(reason)
     if isinstance(optimizer, SGD):
-        return sgd_equilibrium(lr, weight_decay, chosen["momentum"], gradient_norm)
+        return sgd_equilibrium(damped_lr(chosen), weight_decay, chosen["momentum"], gradient_norm)
     if isinstance(optimizer, Adam):
         if not chosen.get("decoupled_weight_decay"):
             raise ValueError(
@@ -189,6 +211,35 @@ def equilibrium(
     if type(optimizer).__name__ == "Lion":  # torch has none; the packages that do agree on its groups' keys
         return lion_equilibrium(lr, weight_decay, chosen["betas"], _entries(chosen))
     raise TypeError(f"the balance of SGD, ClippedSGD, AdamW and Lion is known, not that of {type(optimizer).__name__}")
+
+
+def damped_lr(group: Mapping[str, Any]) -> float:
+    """Eta (1 - dampening): what torch's momentum makes of a learning rate; its first step alone is not dampened.
+
+    Args:
+        group: Of `torch.optim.SGD`.
+    """
+    dampening = group["dampening"] if group["momentum"] else 0.0  # without momentum torch does not look at it
+    return float(group["lr"]) * (1.0 - dampening)
+
+
+def unbalanced(group: Mapping[str, Any]) -> str | None:
+    """Why no balance is known for the settings of a parameter group; None where one may be.
+
+    Args:
+        group: Of an optimizer.
+    """
+    if group.get("nesterov"):
+        return (
+            "the balance of plain momentum is known, not that of Nesterov's: it counts the last gradient once more "
+            "and turns further at the same rate; take nesterov=False, or measure the rotation by RotationRecorder"
+        )
+    if group.get("amsgrad"):
+        return (
+            "AMSGrad divides by the largest second moment so far, which never forgets: its steps have no fixed size "
+            "and no balance with weight decay; take amsgrad=False, or measure the rotation by RotationRecorder"
+        )
+    return None
 
 
 def _entries(group: Mapping[str, Any]) -> int:
@@ -220,6 +271,26 @@ def _check(lr: float, weight_decay: float) -> float:
     if product >= 1.0:
         raise ValueError(f"lr * weight_decay must be below 1, got {product:.3g}: a step would turn parameters around")
     return product
+
+
+def _check_norm(norm: float) -> None:
+    if not 0.0 < norm < math.inf:
+        raise ValueError(
+            f"norm must be a positive length, got {norm}: a group without length has no direction and no way to "
+            "equilibrium; find out first why it has died or exploded"
+        )
+
+
+def _check_betas(betas: tuple[float, float]) -> None:
+    if not all(0.0 <= b < 1.0 for b in betas):
+        raise ValueError(f"betas must be in [0, 1), as weights of a running mean, got {betas}")
+
+
+def _check_entries(entries: int | None) -> None:
+    if entries is not None and not entries >= 1:
+        raise ValueError(
+            f"entries must be at least 1, got {entries}: give the number of elements of the group, or None"
+        )
 
 
 def _balance(lr: float, decay: float, squared_update: float, later: float, entries: int | None) -> Equilibrium:

@@ -31,6 +31,10 @@ __all__ = ["GradientNoise", "gradient_noise", "square_root_scaling"]
 BLOCKS = 8
 CLOSENESS = 2.0
 """C^2."""
+DEAD = (
+    "the gradients are 0, without signal and without noise: no ratio of the two says anything about batch size or SDE; "
+    "find out why the loss does not depend on the parameters"
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,19 @@ class GradientNoise:
     trace_error: float
 
     @property
+    def dead(self) -> bool:
+        """Whether there is neither signal nor noise: gradients that are all 0."""
+        return self.trace <= 0.0 and self.squared_mean <= 0.0
+
+    @property
     def noise_to_signal(self) -> float:
-        """N / G; infinite where no signal was found."""
+        """N / G; infinite where noise is all.
+
+        Raises:
+            ValueError: If there is neither: nothing is compared with nothing.
+        """
+        if self.dead:
+            raise ValueError(DEAD)
         return self.trace / self.squared_mean if self.squared_mean > 0.0 else math.inf
 
     @property
@@ -91,6 +106,8 @@ class GradientNoise:
 
     def __str__(self) -> str:
         """Both verdicts, with the inequalities that they rest on."""
+        if self.dead:
+            return DEAD
         found = f"N / G = {self.noise_to_signal:.3g} at a batch of {self.batch_size}"
         verdict = "can" if self.sde_can_model else "cannot"
         least = 1.0 / (CLOSENESS - 1.0)

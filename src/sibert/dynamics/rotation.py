@@ -2,7 +2,7 @@
 
 For a loss that is invariant to the scale of x only the direction x / |x| counts. A step turns it by the angular update;
 its learning rate on the unit sphere is the effective learning rate, eta / |x|^2, or eta / ((1 - m) |x|^2) with momentum
-m.
+m, where eta is multiplied by 1 - dampening.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from sibert.dynamics.equilibrium import damped_lr
 from sibert.optim import ClippedSGD, InvariantGroup
 from sibert.optim.norms import home_of, squared_norm
 from sibert.optim.rows import squared_row_norms
@@ -206,7 +207,8 @@ class RotationRecorder:
                     eta = 1.0 if group["intrinsic_lr"] is None else float(group.get("eta", math.nan))
                     found.add(float(group["lr"]) * eta)
                 elif isinstance(self.optimizer, SGD):
-                    found.add(float(group["lr"]) / (1.0 - group["momentum"]))
+                    # All that a gradient moves in the end: the same with Nesterov's momentum, 1 + m + m^2 + ...
+                    found.add(damped_lr(group) / (1.0 - group["momentum"]))
                 else:
                     return None
         return found.pop() if len(found) == 1 else None

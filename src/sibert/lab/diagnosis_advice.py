@@ -194,6 +194,8 @@ def _clipping(d: "Diagnosis") -> Iterator[Finding]:
 
 
 def _batch(d: "Diagnosis") -> Iterator[Finding]:
+    if d.noise.dead:
+        return
     noise, needed = d.noise, 1.0 / (CLOSENESS - 1.0)
     ratio = noise.noise_to_signal
     surely = noise.trace + 2.0 * noise.trace_error < needed * (noise.squared_mean - 2.0 * noise.squared_mean_error)

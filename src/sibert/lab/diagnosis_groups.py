@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from sibert.dynamics import Equilibrium, adamw_equilibrium, lion_equilibrium, sgd_equilibrium
+from sibert.dynamics.equilibrium import damped_lr, unbalanced
 from sibert.dynamics.observation import observed
 from sibert.optim import ClippedSGD, InvariantGroup, ScaleInvariantModel
 
@@ -425,7 +426,12 @@ def _of_settings(optimizer: Optimizer, settings: Mapping[str, Any], group: Group
         eta_R = torch.where(eta_R > 0.0, eta_R, eta)
         return Stepped(group, Rates("sgd", lr * eta, gamma / eta, clip=clip), lr * eta_R)
     decay = float(settings.get("weight_decay", 0.0))
+    if decay and isinstance(optimizer, SGD | Adam) and (reason := unbalanced(settings)):
+        return reason
     if isinstance(optimizer, SGD):
+        lr = damped_lr(settings)
+        if lr == 0.0:
+            return "its dampening is 1: after the first step it is not moved"
         return Stepped(group, Rates("sgd", lr, decay, float(settings["momentum"])), lr * like_R)
     if isinstance(optimizer, Adam):
         if decay and not settings.get("decoupled_weight_decay"):
