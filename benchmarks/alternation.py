@@ -1,6 +1,7 @@
 """Time several things fairly on a machine that is shared: in turn, in one process, and while nothing else runs."""
 
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,9 @@ def alternate(
 ) -> tuple[dict[str, list[float]], bool]:
     """Time steps in turn, while the machine is quiet; when patience (seconds) is spent, also while it is not.
 
+    The order is drawn anew for each turn: a step finds the caches as the one before it left them, and behind one that
+    needs much memory the same code took a tenth longer.
+
     Returns:
         Seconds of each, and whether they are of quiet rounds only.
     """
@@ -57,7 +61,7 @@ def alternate(
     every: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         synchronised_seconds(step, device)
-    first = next(iter(steps))
+    first, order = next(iter(steps)), random.Random(0)
     while len(every[first]) < rounds:
         waiting = time.monotonic() < deadline
         others.cores_since_last_call()
@@ -67,8 +71,8 @@ def alternate(
         # Four steps each: the clock of CPU time ticks every 10 ms, so shorter rounds could not be told to be quiet.
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(4):
-            for name, step in steps.items():
-                seconds[name].append(synchronised_seconds(step, device))
+            for name in order.sample(list(steps), len(steps)):
+                seconds[name].append(synchronised_seconds(steps[name], device))
         calm = others.cores_since_last_call() < QUIET
         for name, values in seconds.items():
             quiet[name] += values if calm else []

@@ -244,6 +244,15 @@ def test_memory_that_is_miscounted_is_not_reported(benchmark):
         memory.check_release(found)
 
 
+def test_nobody_always_follows_the_same_one(benchmark):
+    called = []
+    steps = {name: functools.partial(called.append, name) for name in "abc"}
+    seconds, _ = benchmark("alternation").alternate(steps, CPU, rounds=40, patience=0.0)
+    turns = ["".join(called[k : k + 3]) for k in range(3, len(called), 3)]
+    assert {len(values) for values in seconds.values()} == {len(turns)} == {40}
+    assert set(turns) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+
+
 def test_a_stored_timing_names_its_versions_and_its_commit(benchmark, monkeypatch):
     alternation = benchmark("alternation")
     found = alternation.machine(CPU)
