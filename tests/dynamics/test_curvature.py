@@ -189,6 +189,26 @@ class TestSphere:
         with pytest.raises(ValueError, match="the loss depends on their scale"):
             Hessian(model, lambda _: model.loss(), [None]).spherical_sharpness()
 
+    def test_orthogonal_at_one_point_is_not_invariant(self):
+        """L = (x_1 - 1) x_2^2 at x = (.5, 1, ...): <x, g> = 0 there, but not at twice x."""
+        x = nn.Parameter(torch.tensor([2.0 / 3.0, 1.0], dtype=torch.float64))
+        hessian = Hessian(nn.ParameterList([x]), lambda _: (x[0] - 1.0) * x[1].square(), [None])
+        assert abs(torch.dot(hessian.gradient(), x.detach()).item()) < 1e-12
+        with pytest.raises(ValueError, match="H x is not -g"):
+            hessian.spherical_sharpness()
+
+    def test_batches_whose_radial_parts_cancel(self):
+        x = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+        loss = lambda sign: x[0].square() / x.square().sum() + sign * x.square().sum()  # noqa: E731
+        with pytest.raises(ValueError, match="the loss depends on their scale"):
+            Hessian(nn.ParameterList([x]), loss, [1.0, -1.0]).spherical_sharpness()
+
+    def test_no_length_no_sphere(self):
+        x = nn.Parameter(torch.zeros(3))
+        loss = lambda _: F.normalize(x, dim=0)[0]  # noqa: E731
+        with pytest.raises(ValueError, match="the norm of the parameters is 0"):
+            Hessian(nn.ParameterList([x]), loss, [None]).spherical_sharpness()
+
     def test_the_line(self):
         assert stability_line(0.1) == pytest.approx(20.0)
         assert stability_line(0.1, 3.0, 0.5) == pytest.approx(2 * 0.95 * 9 / 0.1)

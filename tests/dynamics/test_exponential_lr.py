@@ -272,3 +272,61 @@ class TestRefusals:
         scheduler = EquivalentExponentialLR(torch.optim.SGD(self.parameter(), lr=0.1), groups=[0])
         with pytest.raises(ValueError, match="without an argument"):
             scheduler.step(3)
+
+    def test_beyond_the_root_at_the_start(self):
+        optimizer = torch.optim.SGD(self.parameter(), lr=1.0, momentum=0.9, weight_decay=0.01)
+        with pytest.raises(ValueError, match="no exponential schedule"):
+            EquivalentExponentialLR(optimizer, groups=[0])
+        assert optimizer.param_groups[0]["weight_decay"] == 0.01  # left as it was
+
+    def test_a_schedule_that_leaves_the_root_for_a_while_is_none_of_that(self):
+        optimizer = torch.optim.SGD(self.parameter(), lr=1.0, momentum=0.9, weight_decay=0.01)
+        scheduler = EquivalentExponentialLR(optimizer, lambda t: 1.0 if t < 3 else 0.1, groups=[0])
+        for _ in range(50):
+            optimizer.step()
+            scheduler.step()
+        assert 0.0 < scheduler.shrinkage(0) < 1.0
+
+    def test_going_on_without_a_state(self):
+        optimizer = torch.optim.SGD(self.parameter(), lr=0.1, weight_decay=0.01)
+        with pytest.raises(ValueError, match="goes on with a run whose state group 0 does not have"):
+            EquivalentExponentialLR(optimizer, groups=[0], last_epoch=10)
+
+    def test_going_on_with_it(self):
+        first = torch.optim.SGD(self.parameter(), lr=0.1, weight_decay=0.01)
+        scheduler = EquivalentExponentialLR(first, groups=[0])
+        for _ in range(5):
+            first.step()
+            scheduler.step()
+        for last_epoch in (-1, 5):
+            other = torch.optim.SGD(self.parameter(), lr=0.1, weight_decay=0.01)
+            other.load_state_dict(first.state_dict())
+            going_on = EquivalentExponentialLR(other, groups=[0], last_epoch=last_epoch)
+            going_on.load_state_dict(scheduler.state_dict())
+            other.load_state_dict(first.state_dict())
+            other.step()
+            going_on.step()
+            assert other.param_groups[0]["initial_weight_decay"] == 0.01
+            assert going_on.get_last_lr()[0] == pytest.approx(0.1 * (1.0 - 0.001) ** -13)
+
+    def test_no_length(self):
+        with pytest.raises(ValueError, match="the norm of group 0 is 0"):
+            EquivalentExponentialLR(torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1), groups=[0])
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_a_plain_layer(self, momentum):
+        torch.manual_seed(0)
+        layer = nn.Linear(6, 3)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=momentum, weight_decay=0.01)
+        scheduler = EquivalentExponentialLR(optimizer, groups=[0])
+
+        def run():
+            for step in range(8):
+                x, y = data(step)
+                optimizer.zero_grad()
+                F.cross_entropy(layer(x.float()), y % 3).backward()
+                optimizer.step()
+                scheduler.step()
+
+        with pytest.raises(ValueError, match="weight decay is no schedule for it"):
+            run()

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_model_that_is_compiled_and_a_recorder_that_is_closed():
     net = Net()
     optimizer = OPTIMIZERS["sgd"](net.parameters())
     recorder = RotationRecorder(optimizer, net.groups, every=1)
-    train(net, optimizer, 2, call=torch.compile(net, backend="eager"))
+    train(net, optimizer, 2, call=torch.compile(net, backend="aot_eager"))
     assert len(recorder.records) == 4
     recorder.close()
     train(net, optimizer, 2)
@@ -138,6 +139,21 @@ def test_sibert_by_groups_and_by_rows_as_its_optimizer_says(invariance):
             assert one.quantiles[0] <= one.quantiles[1] <= one.quantiles[2]
             assert one.angular_update > 0
     assert any(one.quantiles for one in recorder.records) == (invariance == "row")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="the inductor needs a compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own
+def test_a_model_that_the_inductor_compiles():
+    eager, compiled = Net(), Net()
+    recorders = []
+    for net, call in ((eager, None), (compiled, torch.compile(compiled))):
+        optimizer = OPTIMIZERS["sgd"](net.parameters())
+        recorders.append(RotationRecorder(optimizer, net.groups, every=1))
+        train(net, optimizer, 2, call=call)
+    for one, other in zip(*(recorder.records for recorder in recorders), strict=True):
+        assert one.angular_update == pytest.approx(other.angular_update, rel=1e-9)
+        assert one.effective_lr == pytest.approx(other.effective_lr, rel=1e-12)
 
 
 def test_rows_one_by_one():
@@ -208,6 +224,23 @@ def test_all_matrices_together_and_the_rows_of_one(name):
     assert seen["rows"].effective_lr is None
 
 
+class WithRows(Net):
+    """A layer of unit vectors before the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Linear(6, 6, bias=False, dtype=torch.float64)
+
+    def forward(self, x):
+        return super().forward(F.linear(x, F.normalize(self.rows.weight, dim=1)))
+
+
+def of_three_kinds(net):
+    """Matrices one by one, together, and rows."""
+    rows = InvariantGroup([("w", net.rows.weight)], rows=True)
+    return {**net.groups, "together": [net.first.weight, net.second.weight], "rows": rows}
+
+
 def distributed(rank, port, folder):
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
@@ -218,14 +251,13 @@ def distributed(rank, port, folder):
     results = {}
     for kind in ("ddp", "fsdp2"):
         for name in OPTIMIZERS:
-            net = Net()
+            net = WithRows()
             if kind == "fsdp2":
                 fully_shard(net, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
                 assert type(net.first.weight).__name__ == "DTensor"
             wrapped = DistributedDataParallel(net) if kind == "ddp" else net
             optimizer = OPTIMIZERS[name](net.parameters())
-            groups = {**net.groups, "together": [net.first.weight, net.second.weight]}
-            recorder = RotationRecorder(optimizer, groups, every=2)
+            recorder = RotationRecorder(optimizer, of_three_kinds(net), every=2)
             for step in range(3):
                 generator = torch.Generator().manual_seed(step)
                 x = torch.randn(16, 6, generator=generator, dtype=torch.float64)
@@ -245,16 +277,17 @@ def test_two_processes_measure_what_one_does():
         torch.multiprocessing.spawn(distributed, (free_port(), folder), nprocs=2)
         found = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
     for name in OPTIMIZERS:
-        net = Net()
+        net = WithRows()
         optimizer = OPTIMIZERS[name](net.parameters())
-        groups = {**net.groups, "together": [net.first.weight, net.second.weight]}
-        recorder = RotationRecorder(optimizer, groups, every=2)
+        recorder = RotationRecorder(optimizer, of_three_kinds(net), every=2)
         train(net, optimizer, 3)
-        assert len(recorder.records) == 6
+        assert len(recorder.records) == 8
+        assert [record.quantiles is not None for record in recorder.records] == [False, False, False, True] * 2
         for kind in ("ddp", "fsdp2"):
             for ranks in found:
                 for one, record in zip(ranks[kind, name], recorder.records, strict=True):
                     expected = {key: value for key, value in vars(record).items() if key not in ("name", "radial")}
+                    assert one.pop("quantiles") == (expected.pop("quantiles") and pytest.approx(record.quantiles))
                     assert one.pop("name") == record.name
                     assert one.pop("radial") == pytest.approx(0.0, abs=1e-9)
                     numbers = {key: value for key, value in expected.items() if value is not None}
@@ -356,6 +389,101 @@ class TestLightning:
 
         assert fit(4) == [1, 1, 3, 3]
         assert fit(6, ckpt_path=tmp_path / "last.ckpt", weights_only=False) == [1, 1]
+
+
+class PreNorm(nn.Module):
+    """A transformer with plain layer norms before attention and network: no matrix of it may be rescaled alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 32)
+        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0, batch_first=True, norm_first=True, activation="gelu")
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 50)
+
+    def loss(self, seed):
+        ids = torch.randint(50, (8, 16), generator=torch.Generator().manual_seed(seed))
+        return F.cross_entropy(self.head(self.layers(self.table(ids))).flatten(0, 1).float(), ids.flatten())
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        sizes = [(20, 64), (64, 64), (64, 5)]
+        parts = [part for size in sizes for part in (nn.Linear(*size), nn.GELU())]
+        self.layers = nn.Sequential(*parts[:-1])
+
+    def loss(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(32, 20, generator=generator), torch.randint(5, (32,), generator=generator)
+        return F.cross_entropy(self.layers(x).float(), y)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+class TestWhatDependsOnItsScaleIsRefused:
+    """In float32, and in bfloat16 by autocast; what does not, in the same precision, is not."""
+
+    def run(self, loss, optimizer, autocast):
+        for step in range(8):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                value = loss(step)
+            value.backward()
+            optimizer.step()
+
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("kind", [Plain, PreNorm])
+    def test_each_matrix_of_a_plain_network(self, kind, seed, autocast):
+        torch.manual_seed(seed)
+        net = kind()
+        for name, matrix in net.named_parameters():
+            if matrix.dim() < 2:
+                continue
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+            recorder = RotationRecorder(optimizer, {name: [matrix]}, every=1)
+            with pytest.raises(ValueError, match="the cosine of parameters and gradient is"):
+                self.run(net.loss, optimizer, autocast)
+            recorder.close()
+
+    @pytest.mark.parametrize("seed", range(2))
+    @pytest.mark.parametrize("invariance", ["joint", "matrix", "row"])
+    def test_but_not_a_group_of_sibert(self, invariance, seed, autocast):
+        torch.manual_seed(seed)
+        model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=60, invariance=invariance))
+        optimizer = build_optimizer(model, intrinsic_lr=0.01)
+        recorder = RotationRecorder(optimizer, every=1)
+
+        def loss(step):
+            ids = torch.randint(5, 60, (4, 16))
+            return model(input_ids=ids, labels=ids).loss
+
+        self.run(loss, optimizer, autocast)
+        assert recorder.records[-1].step == 8
+
+
+@pytest.mark.parametrize("invariance", ["joint", "matrix", "row"])
+def test_parameters_in_bfloat16_are_coarse_and_invariant(invariance):
+    torch.manual_seed(0)
+    model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=60, invariance=invariance)).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    recorder = RotationRecorder(optimizer, model.scale_invariant_groups(), every=1)
+    for _ in range(4):
+        ids = torch.randint(5, 60, (4, 16))
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    assert recorder.records[-1].step == 4
+
+
+def test_a_gradient_that_is_orthogonal_by_chance_is_found_in_the_next_step():
+    x = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([x], lr=0.01)
+    RotationRecorder(optimizer, {"x": [x]}, every=1)
+    x.grad = torch.tensor([-4.0, 3.0], dtype=torch.float64)
+    optimizer.step()
+    x.grad = torch.tensor([-4.0, 3.1], dtype=torch.float64)
+    with pytest.raises(ValueError, match="in the first 2 steps"):
+        optimizer.step()
 
 
 class TestRefusals:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sibert.dynamics.observation import observed
+from sibert.dynamics.radial import radial_tolerance
 
 __all__ = ["Estimate", "Hessian", "stability_line"]
 
@@ -31,8 +32,8 @@ class Estimate:
     """A mean of random samples.
 
     Attributes:
-        value: The mean.
-        error: Its standard error.
+        value: The mean; of a Hessian's trace in units of the loss per squared parameter.
+        error: Its standard error, in the same unit.
     """
 
     value: float
@@ -170,17 +171,36 @@ class Hessian:
             tolerance: Relative.
 
         Raises:
-            ValueError: If the loss depends on their scale: the gradient is then not orthogonal to them.
+            ValueError: If the loss depends on their scale: the gradients of the batches are then not orthogonal to
+                them, or H x is not -g, as for any function of x / |x|. Both are looked at here only, to rounding (1e-3
+                in float32); `sibert check` decides. And if they have no length.
         """
         x = self._flat([p.detach() for p in self.parameters])
-        gradient = self.gradient()
-        cosine = torch.dot(x, gradient) / (x.norm() * gradient.norm()).clamp(min=torch.finfo(x.dtype).tiny)
-        if abs(cosine.item()) > (1e-6 if x.dtype == torch.float64 else 1e-3):
+        norm = x.norm().item()
+        if not 0.0 < norm < math.inf:
+            raise ValueError(f"the norm of the parameters is {norm}: without length they are on no sphere")
+        scales = "there is no sphere to speak of; take those of a scale-invariant group, which `sibert check` finds"
+        limit = radial_tolerance(self.parameters)
+        with self._evaluation():
+            gradients = [self._flat(self._gradients(batch, twice=False)) for batch in self.batches]
+        whole = norm * math.hypot(*(g.norm().item() for g in gradients))
+        radial = math.hypot(*(torch.dot(x, g).item() for g in gradients))
+        if not radial <= limit * whole:
             raise ValueError(
-                f"the cosine of parameters and gradient is {cosine.item():.2g}: the loss depends on their scale, and "
-                "there is no sphere to speak of; take those of a scale-invariant group, which `sibert check` finds"
+                f"the cosine of parameters and gradient is {radial / whole:.2g}: the loss depends on their scale, and "
+                + scales
             )
-        return x.square().sum().item() * self.eigenvalues(tolerance=tolerance)[0]
+        largest = self.eigenvalues(tolerance=tolerance)[0]
+        gradient = torch.stack(gradients).mean(0)
+        product: Tensor = self @ x
+        size = gradient.norm().item() + max(norm * abs(largest), product.norm().item())
+        error = (product + gradient).norm().item()
+        if not error <= limit * size:
+            raise ValueError(
+                f"H x is not -g, by {error / size:.2g} of their size: the gradient is orthogonal to the parameters "
+                f"here, but the loss depends on their scale nearby, and {scales}"
+            )
+        return float(norm**2 * largest)
 
     def preconditioned_sharpness(
         self, rates: Sequence[float | Tensor], tolerance: float = 1e-6, seed: int = 0

@@ -19,6 +19,9 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
+from sibert.dynamics.radial import RadialCheck, cosine
+from sibert.optim.norms import home_of, squared_norm
+
 __all__ = [
     "EquivalentExponentialLR",
     "ExponentialSchedule",
@@ -138,24 +141,30 @@ class EquivalentExponentialLR(LRScheduler):
     Takes the place of `LambdaLR`. The weight decay of the chosen groups is taken over (and set to 0); the others follow
     the schedule as it is, with their own weight decay: they see the same functions, hence the same gradients. Weights
     that grow beyond 2^20 times those of the original run are divided by that, and their momentum buffers multiplied,
-    which changes no function. The loss has to be exactly invariant: an epsilon in a normalisation breaks it.
+    which changes no function. The loss has to be exactly invariant: an epsilon in a normalisation breaks it, and is too
+    small a breach to be seen here; what depends on the scale as plain layers do is refused in the first steps.
 
     Args:
         optimizer: SGD with momentum or without, not Nesterov's, before its first step.
-        lr_lambda: Factor of the learning rate by step.
+        lr_lambda: Factor of the learning rate by step; None = constant.
         groups: Indices of the scale-invariant parameter groups; None = those with `group["scale_invariant"]`.
         weight_decay_lambda: Factor of the weight decay by step; None = constant.
-        last_epoch: As in torch; -1 = from the beginning.
+        last_epoch: -1 = from the beginning. Another one is for an optimizer whose state has been loaded from a run of
+            this schedule, and `load_state_dict` has to follow.
 
     Raises:
         TypeError: For another optimizer, whose steps have no such form.
-        ValueError: For Nesterov's momentum or dampening; if there is no scale-invariant group; as `texp_plus_plus`.
+        ValueError: For Nesterov's momentum or dampening; if there is no scale-invariant group, or one without length;
+            for a `last_epoch` without the state of such a run; as `characteristic_root`, if the schedule is constant
+            (lr_lambda and weight_decay_lambda left out). Any other schedule may leave that condition for a while: it is
+            refused where it comes to that, at the first step of a factor that is not positive (as `texp_plus_plus`). In
+            one of the first eight steps: if the gradient is not orthogonal to a group.
     """
 
     def __init__(
         self,
         optimizer: SGD,
-        lr_lambda: Callable[[int], float] = lambda step: 1.0,
+        lr_lambda: Callable[[int], float] | None = None,
         groups: Sequence[int] | None = None,
         weight_decay_lambda: Callable[[int], float] | None = None,
         last_epoch: int = -1,
@@ -179,12 +188,24 @@ class EquivalentExponentialLR(LRScheduler):
             group = optimizer.param_groups[i]
             if group["nesterov"] or group["dampening"]:
                 raise ValueError(f"group {i} has nesterov or dampening: only the plain form of momentum is covered")
-        self.lr_lambda = lr_lambda
+            _check_length(i, group["params"])
+            if last_epoch != -1 and "initial_weight_decay" not in group:
+                raise ValueError(
+                    f"last_epoch={last_epoch} goes on with a run whose state group {i} does not have: load the "
+                    "optimizer's first, or begin with last_epoch=-1"
+                )
+        self.lr_lambda = _constant if lr_lambda is None else lr_lambda
         self.weight_decay_lambda = weight_decay_lambda
-        if last_epoch == -1:
-            for i in chosen:
-                group = optimizer.param_groups[i]
-                group["initial_weight_decay"], group["weight_decay"] = group["weight_decay"], 0.0
+        for i in chosen if last_epoch == -1 else []:
+            group = optimizer.param_groups[i]
+            # 0 if the optimizer's state is that of such a run: then the one that it has taken over counts.
+            decay = group["weight_decay"] or group.get("initial_weight_decay", 0.0)
+            if lr_lambda is None and weight_decay_lambda is None:
+                characteristic_root(float(group.get("initial_lr", group["lr"])), decay, group["momentum"])
+            group["initial_weight_decay"], group["weight_decay"] = decay, 0.0
+        what = "weight decay is no schedule for it"
+        self.checks = {i: RadialCheck(f"group {i}", what) for i in chosen}
+        self.hook = optimizer.register_step_pre_hook(self._check)
         self.recursions = {i: _Recursion(optimizer.param_groups[i]["momentum"]) for i in chosen}
         self.rates: dict[int, float] = {}
         super().__init__(optimizer, last_epoch)
@@ -227,7 +248,7 @@ class EquivalentExponentialLR(LRScheduler):
         recursions = {
             i: (one.momentum, one.lr, one.alpha, one.before, one.started) for i, one in self.recursions.items()
         }
-        left_out = ("optimizer", "lr_lambda", "weight_decay_lambda", "recursions")
+        left_out = ("optimizer", "lr_lambda", "weight_decay_lambda", "recursions", "checks", "hook")
         state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         return {**state, "recursions": recursions}
 
@@ -239,6 +260,21 @@ class EquivalentExponentialLR(LRScheduler):
         """
         recursions = {int(i): _Recursion(*values) for i, values in state_dict["recursions"].items()}
         self.__dict__.update({**state_dict, "recursions": recursions})
+
+    @torch.no_grad()
+    def _check(self, *_: Any) -> None:
+        """Before a step of the optimizer: is the gradient orthogonal to each group?"""
+        for i, check in self.checks.items():
+            x = [p for p in self.optimizer.param_groups[i]["params"] if p.grad is not None]
+            if x:
+                gradients = [p.grad.to_dense() for p in x if p.grad is not None]
+                home = home_of(x)
+                norm, gradient_norm = (squared_norm(tensors, home).sqrt().item() for tensors in (x, gradients))
+                whole = (norm * gradient_norm) ** 2
+                if whole > 0.0:
+                    check.see(cosine(x, gradients, norm, gradient_norm) ** 2 * whole, whole, x)
+        if all(check.done for check in self.checks.values()):
+            self.hook.remove()
 
     @torch.no_grad()
     def _divide(self, group: dict[str, Any], factor: float) -> None:
@@ -298,6 +334,19 @@ class _Recursion:
             )
         self.lr, self.alpha, self.started = lr, alpha, True
         return alpha
+
+
+def _constant(_: int) -> float:
+    return 1.0
+
+
+def _check_length(group: int, parameters: Sequence[torch.Tensor]) -> None:
+    norm = squared_norm([p.detach() for p in parameters], home_of(parameters)).sqrt().item()
+    if not 0.0 < norm < math.inf:
+        raise ValueError(
+            f"the norm of group {group} is {norm}: without length there is no direction, and the functions to be "
+            "visited are not there; initialise its parameters"
+        )
 
 
 def _check_momentum(momentum: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from sibert.dynamics.equilibrium import damped_lr
+from sibert.dynamics.radial import RadialCheck, cosine
 from sibert.optim import ClippedSGD, InvariantGroup
 from sibert.optim.norms import home_of, squared_norm
 from sibert.optim.rows import squared_row_norms
@@ -22,9 +23,6 @@ from sibert.optim.shards import is_sharded
 
 __all__ = ["Rotation", "RotationRecorder"]
 
-RADIAL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Largest cosine of parameters and gradient that rounding explains; a scale-invariant loss has 0."""
-COARSE_TOLERANCE = 3e-2
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -69,9 +67,10 @@ class RotationRecorder:
         every: Steps from one measurement to the next; the first step is measured.
 
     Raises:
-        ValueError: If no group is known. In a step: if a group has no direction, or its first gradient is not
-            orthogonal to it, so that the loss depends on its scale. (Later ones may be so small that rounding makes
-            them radial.)
+        ValueError: If no group is known. In a step: if a group has no direction, or its gradients of the first eight
+            measured steps are not orthogonal to it, so that the loss depends on its scale. That finds what depends on
+            it as a plain network does, not what does so weakly, or only elsewhere: `sibert check` decides that. (Later
+            gradients may be so small that rounding makes them radial.)
 
     Example:
         >>> x = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -102,7 +101,8 @@ class RotationRecorder:
         self.records: list[Rotation] = []
         self._steps = 0
         self._before: dict[str, list[Tensor]] = {}
-        self._checked: set[str] = set()
+        what = "effective learning rate and rotation mean nothing here"
+        self._checks = {name: RadialCheck(name, what) for name in self.groups}
         self._hooks = [
             optimizer.register_step_pre_hook(self._remember),
             optimizer.register_step_post_hook(self._measure),
@@ -140,10 +140,9 @@ class RotationRecorder:
         _check_direction(name, norm, after)
         radial = 0.0
         if gradient_norm > 0.0:
-            scale = norm / gradient_norm
-            total = squared_norm([x + scale * g for x, g in zip(old, gradients, strict=True)], home).item()
-            radial = (total / norm**2 - 2.0) / 2.0
-            self._check_radial(name, radial, parameters)
+            radial = cosine(old, gradients, norm, gradient_norm)
+            whole = (norm * gradient_norm) ** 2
+            self._checks[name].see(radial**2 * whole, whole, parameters)
         along = (after**2 - norm**2 - difference**2) / 2.0  # <x, x' - x>
         across = math.sqrt(max(0.0, (norm * difference) ** 2 - along**2))
         lr = self._lr(parameters)
@@ -166,10 +165,10 @@ class RotationRecorder:
         scale_R = norm_R / gradient_R.clamp(min=torch.finfo(gradient_R.dtype).tiny)
         sums = [a + _by_row(scale_R, b) for a, b in zip(x, g, strict=True)]
         radial_R = (squared_row_norms(sums) / norm_R.square() - 2.0) / 2.0
+        whole_R = (norm_R * gradient_R).square()[gradient_R > 0.0]
         radial_R = radial_R[gradient_R > 0.0]
         radial = radial_R[radial_R.abs().argmax()].item() if radial_R.numel() else 0.0
-        if radial_R.numel():
-            self._check_radial(name, radial, parameters)
+        self._checks[name].see((radial_R.square() * whole_R).sum().item(), whole_R.sum().item(), parameters, radial)
         along_R = (after_R.square() - norm_R.square() - change_R.square()) / 2.0
         across_R = ((norm_R * change_R).square() - along_R.square()).clamp(min=0.0).sqrt()
         angle_R = torch.atan2(across_R, norm_R.square() + along_R)
@@ -185,18 +184,6 @@ class RotationRecorder:
             radial,
             (low, middle, high),
         )
-
-    def _check_radial(self, name: str, cosine: float, parameters: Sequence[nn.Parameter]) -> None:
-        if name in self._checked:
-            return
-        self._checked.add(name)
-        tolerance = max(RADIAL_TOLERANCE.get(p.dtype, COARSE_TOLERANCE) for p in parameters)
-        if abs(cosine) > tolerance:
-            raise ValueError(
-                f"{name}: the cosine of parameters and gradient is {cosine:.2g}, and the gradient of a loss that is "
-                "invariant to their scale is orthogonal to them: effective learning rate and rotation mean nothing "
-                "here; `sibert check` finds what may be rescaled"
-            )
 
     def _lr(self, parameters: Sequence[nn.Parameter]) -> float | None:
         """Eta of a step that is a multiple of gradients, if all parameters have the same."""
