@@ -50,6 +50,9 @@ def test_the_whole_way(model, data, tmp_path, run):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["validation"] == pytest.approx(json.loads((out / "results.json").read_text())["scores"]["validation"])
     assert f"{scores['validation']['accuracy']:.4f}" in shown
+    status, shown, _ = run("cite", out)
+    assert status == 0
+    assert "2202.00980" in shown
     status, shown, _ = run("predict", out, "--input", data / "validation.csv", "--output", tmp_path / "labels.tsv")
     assert (status, shown) == (0, f"10 rows predicted; wrote {tmp_path / 'labels.tsv'}\n")
 

@@ -361,10 +361,33 @@ class TestReferences:
             ({"model": "sibert"}, {"sibert", "li2022robust", "devlin2019bert"}),
             ({"model": "bert", "optimizer": "adamw"}, {"sibert", "devlin2019bert", "loshchilov2019decoupled"}),
             ({"optimizer": "lamb"}, {"sibert", "li2022robust", "devlin2019bert", "you2020large"}),
+            (
+                {"model": "modernbert", "optimizer": "adamw"},
+                {"sibert", "devlin2019bert", "warner2024smarter", "loshchilov2019decoupled"},
+            ),
         ],
     )
     def test_of_a_run(self, recipe, keys, tmp_path):
         (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+        assert set(references_of_run(tmp_path)) == keys
+
+    @pytest.mark.parametrize(
+        ("config", "recipe", "keys"),
+        [
+            ("sibert", {"model": "runs/mine"}, {"sibert", "li2022robust", "devlin2019bert"}),
+            ("bert", {"model": "x"}, {"sibert", "devlin2019bert", "loshchilov2019decoupled"}),
+            ("bert", {"model": "x", "convert": "row"}, {"sibert", "li2022robust", "devlin2019bert"}),
+            (
+                None,
+                {"model": "answerdotai/ModernBERT-base"},
+                {"sibert", "devlin2019bert", "warner2024smarter", "loshchilov2019decoupled"},
+            ),
+        ],
+    )
+    def test_of_fine_tuning(self, config, recipe, keys, tmp_path):
+        (tmp_path / "finetune.json").write_text(json.dumps(recipe))
+        if config is not None:
+            (tmp_path / "config.json").write_text(json.dumps({"model_type": config}))
         assert set(references_of_run(tmp_path)) == keys
 
     def test_no_run(self, tmp_path):

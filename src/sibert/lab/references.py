@@ -105,6 +105,24 @@ REFERENCES: dict[str, str] = dict(
             ICLR, "2021", "2103.00065",
         ),
         (
+            "warner2024smarter",
+            _entry(
+                "article", "warner2024smarter",
+                title="Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder for Fast, Memory Efficient, and "
+                "Long Context Finetuning and Inference",
+                author="Warner, Benjamin and Chaffin, Antoine and Clavi{\\'e}, Benjamin and Weller, Orion and "
+                "Hallstr{\\\"o}m, Oskar and Taghadouini, Said and Gallagher, Alexis and Biswas, Raja and Ladhak, "
+                "Faisal and Aarsen, Tom and Cooper, Nathan and Adams, Griffin and Howard, Jeremy and Poli, Iacopo",
+                journal="arXiv preprint arXiv:2412.13663", year="2024",
+            ),
+        ),
+        _paper(
+            "chen2023symbolic", "Symbolic Discovery of Optimization Algorithms",
+            "Chen, Xiangning and Liang, Chen and Huang, Da and Real, Esteban and Wang, Kaiyuan and Pham, Hieu and "
+            "Dong, Xuanyi and Luong, Thang and Hsieh, Cho-Jui and Lu, Yifeng and Le, Quoc V.",
+            NEURIPS, "2023", "2302.06675",
+        ),
+        (
             "mccandlish2018empirical",
             _entry(
                 "article", "mccandlish2018empirical", title="An Empirical Model of Large-Batch Training",
@@ -146,19 +164,35 @@ def references_of_run(run: Path) -> Sequence[str]:
     Raises:
         ValueError: If the folder holds no recipe.
     """
+    names = [name for name in ("recipe.json", "finetune.json") if (run / name).is_file()]
     try:
-        recipe: dict[str, Any] = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+        recipe: dict[str, Any] = json.loads((run / (names or ["recipe.json"])[0]).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run} is no run: it has no readable recipe.json") from error
+        raise ValueError(f"{run} is no run: it has no readable recipe.json or finetune.json") from error
     keys = ["sibert"]
-    model = str(recipe.get("model", "sibert"))
-    optimizer = str(recipe.get("optimizer") or ("clipped_sgd" if model == "sibert" else "adamw"))
-    if model == "sibert" or optimizer == "clipped_sgd":
+    model = _architecture(run, recipe) if names == ["finetune.json"] else str(recipe.get("model", "sibert"))
+    invariant = model == "sibert" or bool(recipe.get("convert"))
+    optimizer = str(recipe.get("optimizer") or ("clipped_sgd" if invariant else "adamw"))
+    if invariant or optimizer == "clipped_sgd":
         keys.append("li2022robust")
     if "bert" in model:
         keys.append("devlin2019bert")
+    if "modernbert" in model:
+        keys.append("warner2024smarter")
     if optimizer == "lamb":
         keys.append("you2020large")
     if optimizer == "adamw":
         keys.append("loshchilov2019decoupled")
     return keys
+
+
+def _architecture(run: Path, recipe: dict[str, Any]) -> str:
+    """What a fine-tuned model is, by its own configuration or that of where it comes from, else by that name."""
+    name = str(recipe.get("model", ""))
+    for folder in (run, Path(name)):
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return str(config["model_type"]).lower()
+        except (OSError, ValueError, KeyError):
+            continue  # the run is not finished, or the model is on the hub
+    return Path(name).name.lower()
