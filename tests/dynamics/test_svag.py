@@ -65,6 +65,59 @@ def test_iterates_have_the_predicted_moments(many):
     assert centred.pow(3).mean().item() == pytest.approx(third, abs=0.02)
 
 
+ADAPTIVE = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.95, 0.98), eps=0.5),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.02, alpha=0.98, eps=0.5),
+}
+
+
+def law(name, many, change=None, runs=20_000, steps=300):
+    """Mean and standard deviation of x after the same time from 1, on x^2 / 4 with noise of deviation 1.
+
+    Each entry is a run of its own. `change` is done to optimizer and SVAG.
+    """
+    generator = torch.Generator().manual_seed(many)
+    x = nn.Parameter(torch.ones(runs, dtype=torch.float64))
+    optimizer = ADAPTIVE[name]([x])
+    svag = SVAG(optimizer, many)
+    if change is not None:
+        change(svag, optimizer.param_groups[0])
+
+    def closure():
+        x.grad = 0.5 * x.detach() + torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        return 0.0
+
+    for _ in range(steps * many):
+        svag.step(closure)
+    return x.detach().mean().item(), x.detach().std().item()
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_the_law_of_adam_and_rmsprop_does_not_feel_l(name):
+    """Standard errors are s / sqrt(runs) of the mean and s / sqrt(2 runs) of the deviation s; 2 % are of order eta."""
+    (mean, spread), (other_mean, other_spread) = law(name, 1), law(name, 4)
+    assert other_mean == pytest.approx(mean, abs=5 * spread * (2 / 20_000) ** 0.5 + 0.02 * spread)
+    assert other_spread == pytest.approx(spread, rel=5 * (1 / 20_000) ** 0.5 + 0.02)
+
+
+def less_noise(svag, _):
+    svag.coefficients = (1.0 - 1e-9, 1e-9)
+
+
+def rate_of_sgd(svag, group):
+    group["lr"] /= svag.multiplicity**0.5
+
+
+def epsilon_as_it_was(svag, group):
+    group["eps"] /= svag.multiplicity**0.5
+
+
+@pytest.mark.parametrize("change", [less_noise, rate_of_sgd, epsilon_as_it_was])
+def test_another_scaling_of_noise_rate_or_epsilon_changes_the_law(change):
+    (mean, spread), (other_mean, other_spread) = law("adam", 1), law("adam", 4, change)
+    assert max(abs(other_mean - mean) / spread, abs(other_spread / spread - 1.0)) > 0.1
+
+
 def test_l_of_1_is_the_optimizer_itself_and_draws_one_batch():
     def run(make):
         x = nn.Parameter(torch.ones(3))

@@ -178,12 +178,13 @@ def square_root_scaling(
 
     Args:
         kappa: New batch size over old one.
-        lr: eta.
-        betas: b1 and b2; for RMSprop b1 = 0, which stays.
-        eps: epsilon.
+        lr: eta, in units of the parameters, for Adam's steps have no unit of their own.
+        betas: b1 and b2, without unit; for RMSprop b1 = 0, which stays.
+        eps: epsilon, in units of the gradient.
 
     Returns:
-        "lr", "betas", "eps" for `torch.optim.Adam`.
+        "lr", "betas", "eps" in the same units: keyword arguments, which is why they are a dict and no record, for
+        `torch.optim.Adam(parameters, **square_root_scaling(...))`.
 
     Raises:
         ValueError: If kappa (1 - b) would not be below 1: an average over less than a step.
