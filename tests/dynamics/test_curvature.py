@@ -199,13 +199,19 @@ class TestSphere:
 
     def test_batches_whose_radial_parts_cancel(self):
         x = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
-        loss = lambda sign: x[0].square() / x.square().sum() + sign * x.square().sum()  # noqa: E731
+
+        def loss(sign):
+            return x[0].square() / x.square().sum() + sign * x.square().sum()
+
         with pytest.raises(ValueError, match="the loss depends on their scale"):
             Hessian(nn.ParameterList([x]), loss, [1.0, -1.0]).spherical_sharpness()
 
     def test_no_length_no_sphere(self):
         x = nn.Parameter(torch.zeros(3))
-        loss = lambda _: F.normalize(x, dim=0)[0]  # noqa: E731
+
+        def loss(_):
+            return F.normalize(x, dim=0)[0]
+
         with pytest.raises(ValueError, match="the norm of the parameters is 0"):
             Hessian(nn.ParameterList([x]), loss, [None]).spherical_sharpness()
 

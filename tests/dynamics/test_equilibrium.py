@@ -61,7 +61,10 @@ def square_root(norms):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd(lr, weight_decay, momentum):
     predicted = sgd_equilibrium(lr, weight_decay, momentum, GRADIENT)
-    make = lambda p: torch.optim.SGD(p, lr=lr, weight_decay=weight_decay, momentum=momentum)  # noqa: E731
+
+    def make(p):
+        return torch.optim.SGD(p, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
     norms, angle = simulate(make, predicted.norm, 4000)
     high_order = 0.02 if lr * weight_decay < 0.01 or not momentum else 0.04
     assert fourth_root(norms) == pytest.approx(predicted.norm, rel=high_order)
@@ -80,7 +83,10 @@ def test_sgd(lr, weight_decay, momentum):
 @pytest.mark.parametrize("weight_decay", [0.05, 0.2])
 def test_steps_of_a_size_of_their_own(optimizer, predict, betas, weight_decay):
     predicted = predict(0.01, weight_decay, betas, ENTRIES)
-    make = lambda p: optimizer(p, lr=0.01, betas=betas, weight_decay=weight_decay)  # noqa: E731
+
+    def make(p):
+        return optimizer(p, lr=0.01, betas=betas, weight_decay=weight_decay)
+
     norms, angle = simulate(make, predicted.norm, 8000)
     assert square_root(norms) == pytest.approx(predicted.norm, rel=0.02)
     assert angle == pytest.approx(predicted.angular_update, rel=0.02)
@@ -109,7 +115,9 @@ def test_lion_with_equal_betas_signs_its_momentum():
 
 
 def test_adam_with_the_decay_in_the_gradient_depends_on_the_scale_of_the_loss_and_adamw_does_not():
-    make = lambda kind: lambda p: kind(p, lr=0.01, weight_decay=0.2)  # noqa: E731
+    def make(kind):
+        return lambda p: kind(p, lr=0.01, weight_decay=0.2)
+
     angles = {
         kind: [simulate(make(kind), 4.0, 2000, scale)[1] for scale in (0.1, 10.0)]
         for kind in (torch.optim.Adam, torch.optim.AdamW)
@@ -138,7 +146,10 @@ def test_the_way_with_momentum(momentum):
     lr, decay = 0.01, 0.02
     predicted = sgd_equilibrium(lr, decay, momentum, GRADIENT)
     assert predicted.relaxation_steps == pytest.approx((1.0 - momentum) / (4.0 * lr * decay))
-    make = lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay, momentum=momentum)  # noqa: E731
+
+    def make(p):
+        return torch.optim.SGD(p, lr=lr, weight_decay=decay, momentum=momentum)
+
     steps = round(3.0 * predicted.relaxation_steps)
     norms, _ = simulate(make, 5.0 * predicted.norm, steps)
     assert norms[-1] == pytest.approx(predicted.norm_after(steps, 5.0 * predicted.norm), rel=0.015)
@@ -151,7 +162,10 @@ def test_the_way_of_steps_of_one_size():
     """
     predicted = lion_equilibrium(0.01, 0.02, (0.9, 0.99), ENTRIES)
     assert predicted.relaxation_steps == pytest.approx(1.0 / (2.0 * 0.01 * 0.02))
-    make = lambda p: Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.02)  # noqa: E731
+
+    def make(p):
+        return Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.02)
+
     norms, _ = simulate(make, 5.0 * predicted.norm, 4000)
     for steps in (2000, 4000):
         assert norms[steps - 1] == pytest.approx(predicted.norm_after(steps, 5.0 * predicted.norm), rel=0.005)
@@ -159,7 +173,10 @@ def test_the_way_of_steps_of_one_size():
 
 def test_the_way_of_adamw():
     predicted = adamw_equilibrium(0.01, 0.2, entries=ENTRIES)
-    make = lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.98), weight_decay=0.2)  # noqa: E731
+
+    def make(p):
+        return torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.98), weight_decay=0.2)
+
     norms, _ = simulate(make, 4 * predicted.norm, 1000)
     for steps in (100, 300, 900):  # the second moment lags behind gradients that grow as the norm falls
         assert norms[steps - 1] == pytest.approx(predicted.norm_after(steps, 4 * predicted.norm), rel=0.03)
@@ -177,7 +194,10 @@ class TestOfAnOptimizer:
 
     def test_dampening_is_a_smaller_rate(self):
         """A run with dampening .75 balances where a quarter of the rate does, and not where the rate itself does."""
-        make = lambda p: torch.optim.SGD(p, lr=0.4, weight_decay=0.02, momentum=0.5, dampening=0.75)  # noqa: E731
+
+        def make(p):
+            return torch.optim.SGD(p, lr=0.4, weight_decay=0.02, momentum=0.5, dampening=0.75)
+
         predicted = equilibrium(make(self.parameters()), 0, GRADIENT)
         assert predicted == sgd_equilibrium(0.1, 0.02, 0.5, GRADIENT)
         norms, angle = simulate(make, predicted.norm, 2000)
@@ -197,7 +217,10 @@ class TestOfAnOptimizer:
     def test_nesterov_turns_further_than_plain_momentum(self):
         """Why it is refused."""
         predicted = sgd_equilibrium(0.1, 0.02, 0.9, GRADIENT)
-        make = lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.02, momentum=0.9, nesterov=True)  # noqa: E731
+
+        def make(p):
+            return torch.optim.SGD(p, lr=0.1, weight_decay=0.02, momentum=0.9, nesterov=True)
+
         assert simulate(make, predicted.norm, 1000)[1] > 1.05 * predicted.angular_update
 
     def test_amsgrad(self):

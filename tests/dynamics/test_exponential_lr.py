@@ -118,7 +118,9 @@ def test_the_same_functions_without_weight_decay(name, momentum):
 
 
 def test_weight_decay_may_change_from_step_to_step():
-    decay = lambda t: 1.5 if t % 3 else 0.2  # noqa: E731
+    def decay(t):
+        return 1.5 if t % 3 else 0.2
+
     expected, _, _ = train(plain(FACTORS["cosine"], decay), 0.9)
     losses, _, _ = train(
         lambda optimizer: EquivalentExponentialLR(optimizer, FACTORS["cosine"], weight_decay_lambda=decay), 0.9

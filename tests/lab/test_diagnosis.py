@@ -291,7 +291,10 @@ def test_what_hardly_matters_is_not_taken_for_invariant():
     torch.manual_seed(0)
     model = nn.Module()
     model.strong, model.weak = (nn.Parameter(torch.randn(8, 3)) for _ in range(2))
-    loss = lambda batch: F.cross_entropy(batch[0] @ (model.strong + 1e-7 * model.weak), batch[1])  # noqa: E731
+
+    def loss(batch):
+        return F.cross_entropy(batch[0] @ (model.strong + 1e-7 * model.weak), batch[1])
+
     found = diagnose(model, loss, batches(16), Rates("sgd", 0.5, 0.01), batch_size=BATCH, sharpness=False)
     assert found.groups == ()
 
@@ -299,7 +302,10 @@ def test_what_hardly_matters_is_not_taken_for_invariant():
 def test_a_model_without_any_symmetry():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
-    loss = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+
+    def loss(batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
     found = diagnose(model, loss, batches(16), sgd(model), batch_size=BATCH)
     assert found.groups == ()
     assert found.sound

@@ -47,7 +47,7 @@ BY_COPIES = f"bootstrap of {COPIES} copies"
 TIMES = 300
 """At which gradients are measured, at most."""
 KAPPAS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-ADAM = {"lr": 0.01, "betas": (0.99, 0.99), "eps": 1.0}
+ADAM_LR, BETAS, EPS = 0.01, (0.99, 0.99), 1.0
 CURVATURES = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
 NOISE, QUIET = 10.0, 0.1
 """Deviation of the gradient's noise: larger than curvature times deviation at every kappa, and not at kappa = 64."""
@@ -112,12 +112,10 @@ def _adam(kappa: int, rule: str, steps: int, noise: float) -> dict[str, list[flo
     And standard errors of their logarithms: (m_4 / s^4 - 1) / (4 n) is the variance of ln s.
     """
     generator = torch.Generator().manual_seed(0)
-    eps = ADAM["eps"] * noise / NOISE  # type: ignore[operator]
-    settings: dict[str, Any] = {**ADAM, "eps": eps}
+    eps = EPS * noise / NOISE
+    settings: dict[str, Any] = {"lr": ADAM_LR * (kappa if rule == "linear" else 1), "betas": BETAS, "eps": eps}
     if rule == "root":
-        settings = square_root_scaling(kappa, ADAM["lr"], ADAM["betas"], eps)  # type: ignore[arg-type]
-    elif rule == "linear":
-        settings["lr"] = kappa * ADAM["lr"]  # type: ignore[operator]
+        settings = square_root_scaling(kappa, ADAM_LR, BETAS, eps)
     h_D = torch.tensor(CURVATURES, dtype=torch.float64)
     x_RD = nn.Parameter(torch.zeros(REPLICAS, len(CURVATURES), dtype=torch.float64))
     optimizer = torch.optim.Adam([x_RD], **settings)
@@ -125,9 +123,10 @@ def _adam(kappa: int, rule: str, steps: int, noise: float) -> dict[str, list[flo
         noise_RD = torch.randn(x_RD.shape, generator=generator, dtype=torch.float64)
         x_RD.grad = h_D * x_RD.detach() + noise / math.sqrt(kappa) * noise_RD
         optimizer.step()
-    x_RD = x_RD.detach() - x_RD.detach().mean(0)  # type: ignore[assignment]
-    fourth_D = (x_RD / x_RD.std(0)).pow(4).mean(0)
-    return {"deviations": x_RD.std(0).tolist(), "errors": ((fourth_D - 1.0) / (4.0 * REPLICAS)).sqrt().tolist()}
+    centred_RD = x_RD.detach() - x_RD.detach().mean(0)
+    deviation_D = centred_RD.std(0)
+    fourth_D = (centred_RD / deviation_D).pow(4).mean(0)
+    return {"deviations": deviation_D.tolist(), "errors": ((fourth_D - 1.0) / (4.0 * REPLICAS)).sqrt().tolist()}
 
 
 def _doubled(kappas: list[int], norms: list[float]) -> float:

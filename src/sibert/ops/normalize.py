@@ -82,10 +82,11 @@ def _any_layer_norm(x_XD: Tensor) -> Tensor:
 
 def _fusible_layer_norm(x_XD: Tensor) -> Tensor:
     """Do the same in sums over a row, which a compiler fuses."""
-    x_XD, largest_X1 = _at_unit_scale(x_XD)
+    x_XD, _ = _at_unit_scale(x_XD)
     # Not var_mean: what the compiler makes of it takes three times as long backward.
     centred_XD = x_XD - x_XD.mean(dim=-1, keepdim=True)
     variance_X1 = centred_XD.square().mean(dim=-1, keepdim=True)
+    largest_X1 = x_XD.detach().abs().amax(dim=-1, keepdim=True)
     constant_X1 = variance_X1 <= (ZERO_VARIANCE_ULPS * torch.finfo(x_XD.dtype).eps * largest_X1) ** 2
     # The inner `where` keeps 1/0 out of the gradient, the outer one makes the gradient of such a row 0.
     return centred_XD * torch.where(constant_X1, 0.0, torch.where(constant_X1, 1.0, variance_X1).rsqrt())
@@ -122,12 +123,11 @@ def _at_unit_scale(x_XD: Tensor) -> tuple[Tensor, Tensor]:
     """Divide each row by the power of two that brings its largest entry to [1, 2); a row of zeros stays.
 
     What follows has degree 0, so no gradient passes through the divisor: detaching it is exact. The second result is
-    the largest entry, after the division where that is fused.
+    the largest entry as it was.
     """
     largest_X1 = x_XD.detach().abs().amax(dim=-1, keepdim=True)
     if _fuses():
-        factor_X1 = _inverse_power_of_two(largest_X1)
-        return x_XD * factor_X1, largest_X1 * factor_X1
+        return x_XD * _inverse_power_of_two(largest_X1), largest_X1
     _, exponent_X1 = torch.frexp(torch.where(largest_X1 > 0, largest_X1, 1.0))
     # In two halves, because 2^149 is not a float32. And not ldexp(x, ...): torch 2.13 gets its gradient wrong.
     half_X1 = torch.div(exponent_X1 - 1, 2, rounding_mode="floor")

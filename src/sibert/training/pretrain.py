@@ -261,7 +261,7 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
         _announce(recipe, run, trainer, console, new=not resume)
     if resume:
         _rewind(trainer, run, checkpoint, main_process)
-    with signals.listening(), _compiler_options(recipe):
+    with signals.listening(), compiler_options() if recipe.compile else nullcontext():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if signals.received is not None and trainer.state.global_step < recipe.steps:
         console.print(
@@ -276,10 +276,8 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
     return 0
 
 
-def _compiler_options(recipe: PretrainRecipe) -> AbstractContextManager[None]:
+def compiler_options() -> AbstractContextManager[None]:
     """Let backward make views of kept tensors again: else a mask of each ReLU is kept, byte by byte, which is slow."""
-    if not recipe.compile:
-        return nullcontext()
     from torch._functorch import config  # seldom needed
 
     patched: AbstractContextManager[None] = config.patch(recompute_views=True)  # type: ignore[no-untyped-call]
