@@ -96,7 +96,6 @@ def test_auto_classes_refuse_gains_and_directions(bert, tmp_path, open_it):
         open_it(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")  # transformers warns of the other model type, too
 def test_the_models_own_class_finds_no_weights_to_start_from(bert, tmp_path):
     make_scale_invariant(bert)
     bert.save_pretrained(tmp_path, fold=False)

@@ -243,7 +243,6 @@ def test_resize_token_embeddings(config, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("model_class", [SibertModel, SibertForMaskedLM, SibertForSequenceClassification])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_compiles_to_one_graph(model_class, training, config, batch):
     model = roughened(model_class(config)).train(training)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
@@ -260,7 +259,6 @@ def test_compiles_to_one_graph(model_class, training, config, batch):
 
 
 @pytest.mark.parametrize("model_class", [SibertModel, SibertForMaskedLM, SibertForSequenceClassification])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_exports_with_dynamic_shapes(model_class, config, batch):
     model = roughened(model_class(config).eval())
     dimensions = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=40)}

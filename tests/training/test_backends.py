@@ -53,8 +53,7 @@ def test_the_comparison_would_see_a_difference():
 
 
 @pytest.mark.slow
-# What the compiler warns of while it traces is of torch and transformers; a graph break, ours, is counted below.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 def test_a_compiled_run_is_one_graph_and_the_same_run(recipe, tmp_path):
     chosen = recipe(steps=6, eval_every=3, log_every=1)
     run_pretraining(chosen, tmp_path / "eager")
