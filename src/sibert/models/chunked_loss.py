@@ -23,8 +23,8 @@ LOGITS = 1 << 22
 LOGITS_ON_DEVICE = 1 << 26
 """The same where large products are needed to be fast."""
 
-FEWEST_CHUNKS = 4
-"""Chunks from which on the loss is faster by chunks (LOGBOOK, 2026-11-24)."""
+FEWEST_CHUNKS = 8
+"""Chunks from which on the loss is faster by chunks (`benchmarks/chunked_loss.py`)."""
 
 
 def chunks_pay(positions: int, vocabulary: int, device: torch.device) -> bool:

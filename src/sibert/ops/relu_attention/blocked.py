@@ -23,7 +23,7 @@ __all__ = ["blocked_backward", "blocked_forward"]
 
 BLOCK = {torch.float64: 1 << 17, torch.float32: 1 << 18, torch.bfloat16: 1 << 19}
 """Scores of a block per thread, 1 MiB: twice as many are as fast on a quiet machine, for the cost of starting a product
-counts, and up to a third slower where others use the same last-level cache (LOGBOOK, 2026-11-24)."""
+counts, and up to a third slower where others use the same last-level cache (`benchmarks/attention_blocks.py`)."""
 
 ROWS = 1024
 """Queries of a block. Few keys to many queries: they are packed once for the product and stay in the cache."""
