@@ -367,6 +367,18 @@ def assert_one_graph(backend, length):
         torch.testing.assert_close(eager, compiled)
 
 
+def test_sizes_may_be_symbols_beside_a_mask_of_fixed_shape():
+    torch._dynamo.reset()
+    q, k, v = (torch.randn(3, 2, 7, 4) for _ in range(3))
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    spans = key_spans(7, 7, q.device, causal=True)
+    for tensor in (q, k, v):
+        torch._dynamo.maybe_mark_dynamic(tensor, (0, 2))
+    compiled = torch.compile(relu_attention, fullgraph=True, backend="eager")
+    for options in ({"mask": mask}, {"spans": spans}):
+        torch.testing.assert_close(compiled(q, k, v, **options)[0], relu_attention(q, k, v, **options)[0])
+
+
 def test_torch_compile_keeps_one_graph():
     assert_one_graph("blocked", 300)
 

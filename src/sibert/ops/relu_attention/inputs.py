@@ -96,7 +96,7 @@ def check_spans(spans: Spans, query_BHSK: Tensor) -> None:
     B, _, S, _ = query_BHSK.shape
     for bound_BS in spans:
         _check_device("spans", bound_BS, query_BHSK)
-        if bound_BS.shape not in ((1, S), (B, S)):
+        if bound_BS.shape != (1, S) and bound_BS.shape != (B, S):
             raise ValueError(
                 f"spans need bounds for each of the {S} queries, [1 or {B}, {S}]; got {list(bound_BS.shape)}"
             )
@@ -176,7 +176,8 @@ def _checked_mask(mask: Tensor, query_BHSK: Tensor, key_BGTK: Tensor) -> Tensor:
     mask_BHST = broadcast_mask(mask)
     _check_device("mask", mask, query_BHSK)
     full = (*query_BHSK.shape[:3], key_BGTK.shape[2])
-    if any(size not in (1, whole) for size, whole in zip(mask_BHST.shape, full, strict=True)):
+    # Compared one by one: of a symbolic size torch.compile does not know whether it is in a tuple.
+    if any(size != 1 and size != whole for size, whole in zip(mask_BHST.shape, full, strict=True)):
         raise ValueError(
             f"the mask must be [B, T] or broadcast to [B, H, S, T] = {list(full)}, got {tuple(mask.shape)}"
         )
