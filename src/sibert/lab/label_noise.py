@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCES = ("li2022zero",)
-MINUTES: dict[Scale, float] = {"smoke": 0.5, "default": 5.0, "full": 30.0}
-NONZERO, SEEDS, PLAIN_SEEDS = 3, 32, 8
+MINUTES: dict[Scale, float] = {"smoke": 0.5, "default": 8.0, "full": 45.0}
+NONZERO, SEEDS, PLAIN_SEEDS = 3, 64, 8
 """Entries of the sparse vector; problems for each number of examples up to d / 2, where label noise begins to succeed;
 how many of them gradient descent gets, and of problems for more examples."""
 BY_SEEDS = "bootstrap of {} problems for each number of examples"
