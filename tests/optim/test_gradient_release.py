@@ -10,7 +10,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sibert.models import SibertConfig, SibertForMaskedLM
-from sibert.optim import ClippedSGD, GradientRelease, Hybrid, Lamb, build_optimizer, schedule, schedule_groups
+from sibert.optim import (
+    ClippedSGD,
+    GradientRelease,
+    Hybrid,
+    Lamb,
+    build_optimizer,
+    schedule,
+    schedule_groups,
+    synchronisation,
+)
 
 VOCABULARY, STEPS = 60, 8
 
@@ -51,10 +60,13 @@ def assert_same_state(one, other):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("decides", ["host", "device"])
 @pytest.mark.parametrize("implementation", ["reference", None])
 @pytest.mark.parametrize("invariance", ["matrix", "row"])
-def test_training_is_the_same_bit_for_bit(invariance, implementation):
+def test_training_is_the_same_bit_for_bit(invariance, implementation, decides, monkeypatch):
     """Groups of a matrix, of a matrix and its bias, of rows, tied to the decoder; eta from the first gradient."""
+    if decides == "device":
+        monkeypatch.setattr(synchronisation, "host_may_read", lambda device: False)
     ordinary = make(invariance, implementation=implementation)
     released = make(invariance, release=True, implementation=implementation)
     losses = train(*ordinary[:3])

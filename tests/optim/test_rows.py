@@ -8,13 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sibert.optim import ClippedSGD
+from sibert.optim import ClippedSGD, synchronisation
 from sibert.optim.norms import squared_norm
 from sibert.optim.rows import squared_row_norms
 
 ROWS, WIDTH, STEPS = 5, 4, 40
 ABSENT = 3
 """A row that gets a gradient in every fifth step only."""
+
+
+@pytest.fixture(params=["host", "device"])
+def decides(request, monkeypatch):
+    """Take the code path of the CPU and that of an accelerator."""
+    monkeypatch.setattr(synchronisation, "host_may_read", lambda device: request.param == "host")
 
 
 def loss_of(weight, bias, step):
@@ -64,6 +70,7 @@ def train_row_by_row(weight, bias, **options):
     return torch.stack([row.detach() for row in rows]), optimizer
 
 
+@pytest.mark.usefixtures("decides")
 @pytest.mark.parametrize(
     "options",
     [{"intrinsic_lr": 0.02}, {"lr": 0.3, "weight_decay": 0.1}, {"lr": 0.3, "weight_decay": 0.0, "clip": None}],
@@ -109,6 +116,7 @@ def test_one_group_for_all_rows_is_not_invariant_to_the_scale_of_one():
     assert (end([1.0] * ROWS) - end([4.0] + [1.0] * (ROWS - 1))).abs().max() > 0.1
 
 
+@pytest.mark.usefixtures("decides")
 def test_a_row_starts_at_equilibrium_when_its_first_gradient_comes():
     weight, bias = start()
     optimizer = ClippedSGD([{"params": [weight, bias], "rows": True}], intrinsic_lr=0.02)
@@ -123,6 +131,7 @@ def test_a_row_starts_at_equilibrium_when_its_first_gradient_comes():
         assert step == 0 or after[ABSENT] == before[ABSENT]
 
 
+@pytest.mark.usefixtures("decides")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_saved_and_loaded_optimizer_continues_bit_for_bit(dtype):
     weight, bias = start(dtype)
@@ -137,6 +146,7 @@ def test_a_saved_and_loaded_optimizer_continues_bit_for_bit(dtype):
     assert torch.equal(bias, resumed_bias)
 
 
+@pytest.mark.usefixtures("decides")
 def test_a_gradient_that_is_not_finite_changes_nothing():
     weight, bias = start()
     optimizer = train(weight, bias, range(3))
@@ -149,6 +159,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert torch.equal(optimizer.state[weight]["eta"], before[2][0]["eta"])
 
 
+@pytest.mark.usefixtures("decides")
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
 def test_row_norms_neither_underflow_nor_overflow(scale):
     tensors = [torch.randn(6, 3, 2) * scale, torch.randn(6) * scale]

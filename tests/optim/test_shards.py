@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from sibert.optim import ClippedSGD, Hybrid, Lamb
+from sibert.optim import ClippedSGD, Hybrid, Lamb, synchronisation
 from sibert.optim.shards import is_sharded, local_shard
 
 STEPS = 6
-IMPLEMENTATIONS = ("reference", "foreach", "fused")
+CASES = [(decides, how) for decides in ("host", "device") for how in ("reference", "foreach", "fused")]
+"""Who decides, and the implementation."""
 
 
 def model():
@@ -76,13 +77,15 @@ def shard(rank, port, folder):
     halves = torch.distributed.tensor.distribute_tensor(torch.ones(4, 6), mesh, [torch.distributed.tensor.Shard(1)])
     with pytest.raises(ValueError, match="needs whole rows in each process"):
         ClippedSGD([{"params": [nn.Parameter(halves)], "rows": True}], lr=0.1, weight_decay=0.1)
-    for implementation in IMPLEMENTATIONS:
+    host_may_read = synchronisation.host_may_read
+    for decides, implementation in CASES:
+        synchronisation.host_may_read = host_may_read if decides == "host" else lambda device: False
         network = model()
         fully_shard(network, mesh=mesh)
         assert all(is_sharded(p) for p in network.parameters())
         optimizer = optimizer_of(network, implementation)
         records = train(network, optimizer, spoil_last_entry)
-        results[implementation] = [p.full_tensor().detach() for p in network.parameters()], records
+        results[decides, implementation] = [p.full_tensor().detach() for p in network.parameters()], records
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -98,13 +101,13 @@ def test_two_processes_step_as_one():
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(shard, (free_port(), folder), nprocs=2)
         results = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
-    for implementation in IMPLEMENTATIONS:
+    for decides, implementation in CASES:
         expected, expected_records = one_process(implementation)
         body, rows = expected_records
         assert (body["skipped_steps"], body["clipped_fraction"]) == (1, pytest.approx(1 / (STEPS - 1)))
         assert (rows["skipped_steps"], rows["steps"]) == (1, STEPS - 1)
         assert 0 < rows["clipped_fraction"] < 1
-        for parameters, records in (result[implementation] for result in results):
+        for parameters, records in (result[decides, implementation] for result in results):
             for record, numbers in zip(records, expected_records, strict=True):
                 assert record.pop("name") == numbers["name"]
                 assert record == pytest.approx({k: v for k, v in numbers.items() if k != "name"}, rel=1e-10)

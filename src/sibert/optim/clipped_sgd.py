@@ -5,7 +5,8 @@ gamma = eta lambda, s = clip factor, sqrt(C) = `clip`.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +14,31 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sibert.optim import synchronisation
+from sibert.optim.device_step import step_vectors
 from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, host_gamma
 from sibert.optim.joint_step import Measurement
 from sibert.optim.norm_floor import NormFloor
-from sibert.optim.norms import home_of, squared_norm
+from sibert.optim.norms import home_of, squared_norm, squared_norms
 from sibert.optim.rounding import Noise
-from sibert.optim.rows import check_rows, rows_are_finite, squared_row_norms, step_rows
+from sibert.optim.rows import (
+    check_rows,
+    rows_are_finite,
+    squared_row_norms,
+    squared_row_norms_each,
+    step_rows,
+    step_rows_each,
+)
 from sibert.optim.shards import any_sharded, local_shard, placed_gradient
-from sibert.optim.statistics import GroupStatistics, clear_window, empty_record, group_statistics, record_step
+from sibert.optim.statistics import (
+    GroupStatistics,
+    clear_window,
+    count_skipped,
+    empty_record,
+    group_statistics,
+    read_record,
+    record_step,
+    renew_record,
+)
 from sibert.optim.updates import Implementation, descend
 
 __all__ = ["ClippedSGD"]
@@ -139,6 +157,7 @@ class ClippedSGD(Optimizer):
         self._floors, self._released = {}, set()
         for group in self.param_groups:
             group.setdefault("stochastic_rounding", False)  # a run that was saved before there was any
+            group["statistics"] = renew_record(group["statistics"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters that are scaled together.
@@ -202,9 +221,7 @@ class ClippedSGD(Optimizer):
         """
         records = []
         for group in self.param_groups:
-            scalars = group["statistics"]
-            values = torch.stack(list(scalars.values())).tolist()
-            records.append(group_statistics(group, dict(zip(scalars, values, strict=True))))
+            records.append(group_statistics(group, read_record(group["statistics"])))
             if reset:
                 clear_window(group["statistics"])
         return records
@@ -212,54 +229,96 @@ class ClippedSGD(Optimizer):
     @property
     def skipped_steps(self) -> int:
         """Steps refused because a gradient was not finite. Reading it waits for the device."""
-        return int(max(group["statistics"]["skipped_steps"].item() for group in self.param_groups))
+        return int(max(read_record(group["statistics"])["skipped_steps"] for group in self.param_groups))
 
     @torch.no_grad()
     def _measure(self) -> Measurement:
         """Take the norm of each group's gradient: squares of finite numbers sum to a finite float64."""
-        measured = [self._measure_group(group) for group in self.param_groups]
+        measured = self._measure_groups(range(len(self.param_groups)))
         finite = [each.finite for each in measured if each.finite is not None]
         if not finite:
             return Measurement(None)
         return Measurement(torch.stack([each.to(finite[0].device) for each in finite]).all(), measured)
 
-    def _measure_group(self, group: dict[str, Any]) -> Measurement:
-        """Take the norm of one group's gradient, or of its rows; details are (gradients, norm)."""
-        gradients = [_dense_gradient(p) for p in group["params"]]
-        present = [gradient for gradient in gradients if gradient is not None]
-        if not present:
-            return Measurement(None)
-        if group["rows"]:
-            local = [local_shard(gradient) for gradient in present]
-            grad_norm = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
-            return Measurement(rows_are_finite(group, grad_norm), (gradients, grad_norm))
-        grad_norm = _norm(present, group)
-        return Measurement(grad_norm.isfinite(), (gradients, grad_norm))
+    def _measure_groups(self, indices: Sequence[int]) -> list[Measurement]:
+        """Take the norms of the gradients of some groups, or of their rows; details are (gradients, norm)."""
+        measured: list[Measurement] = []
+        together: dict[torch.device, list[tuple[int, list[Tensor]]]] = defaultdict(list)
+        rows: dict[torch.device, list[tuple[int, list[Tensor]]]] = defaultdict(list)
+        for place, index in enumerate(indices):
+            group = self.param_groups[index]
+            gradients = [_dense_gradient(p) for p in group["params"]]
+            present = [gradient for gradient in gradients if gradient is not None]
+            if not present:
+                measured.append(Measurement(None))
+            elif group["rows"] and synchronisation.host_may_read(home_of(group["params"])):
+                local = [local_shard(gradient) for gradient in present]
+                grad_norm = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
+                measured.append(Measurement(rows_are_finite([group], [grad_norm]), (gradients, grad_norm)))
+            elif group["rows"]:
+                measured.append(Measurement(None, (gradients, None)))
+                rows[home_of(group["params"])].append((place, [local_shard(gradient) for gradient in present]))
+            elif _on_one_device(group):
+                measured.append(Measurement(None, (gradients, None)))
+                together[home_of(group["params"])].append((place, present))
+            else:
+                grad_norm = _norm(present, group)
+                measured.append(Measurement(grad_norm.isfinite(), (gradients, grad_norm)))
+        for waiting in rows.values():
+            counts = [len(present[0]) for _, present in waiting]
+            norms = torch.split(squared_row_norms_each([present for _, present in waiting]).sqrt(), counts)
+            all_finite = rows_are_finite([self.param_groups[indices[place]] for place, _ in waiting], norms)
+            for (place, _), norms_R in zip(waiting, norms, strict=True):
+                measured[place] = Measurement(all_finite, (measured[place].details[0], norms_R))
+        for home, waiting in together.items():
+            norm_G = squared_norms([present for _, present in waiting], home).sqrt()
+            for (place, _), norm, finite in zip(waiting, norm_G.unbind(), norm_G.isfinite().unbind(), strict=True):
+                measured[place] = Measurement(finite, (measured[place].details[0], norm))
+        return measured
 
     @torch.no_grad()
     def _apply(self, measurement: Measurement, skip: Tensor) -> None:
         measured = measurement.details or [Measurement(None)] * len(self.param_groups)
-        for index, of_group in enumerate(measured):
-            if index not in self._released:
-                self._apply_group(index, of_group, skip)
+        indices = [index for index in range(len(self.param_groups)) if index not in self._released]
+        self._apply_groups(indices, [measured[index] for index in indices], skip)
 
-    def _apply_group(self, index: int, measurement: Measurement, skip: Tensor) -> None:
-        group = self.param_groups[index]
-        home = home_of(group["params"])
-        _rehome(group, home)
-        skip_here = skip.to(home, non_blocking=True)
-        group["statistics"]["skipped_steps"] += skip_here
-        held_by_host = synchronisation.host_may_read(home) and bool(skip_here.item())
-        if measurement.details is None or group["lr"] == 0 or held_by_host:
-            return
-        gradients, grad_norm = measurement.details
-        if group["rows"]:
-            state = self.state[group["params"][0]]
-            step_rows(group, state, gradients, grad_norm, host_gamma(group), skip_here, self._noise(index))
-        elif synchronisation.host_may_read(home):
-            self._step_group_on_host(index, gradients, grad_norm)
-        else:
-            self._step_group(index, gradients, grad_norm, skip_here)
+    def _apply_groups(self, indices: Sequence[int], measured: Sequence[Measurement], skip: Tensor) -> None:
+        rows: dict[tuple[torch.device, torch.dtype], list[tuple[int, Measurement]]] = defaultdict(list)
+        vectors: dict[tuple[torch.device, bool], list[tuple[int, Measurement]]] = defaultdict(list)
+        by_home: dict[torch.device, list[int]] = defaultdict(list)
+        for index in indices:
+            by_home[home_of(self.param_groups[index]["params"])].append(index)
+        skips = {home: skip.to(home, non_blocking=True) for home in by_home}
+        held = {home: synchronisation.host_may_read(home) and bool(skips[home].item()) for home in by_home}
+        for home, members in by_home.items():
+            for index in members:
+                _rehome(self.param_groups[index], home)
+            if held[home] or not synchronisation.host_may_read(home):
+                count_skipped([self.param_groups[index]["statistics"] for index in members], skips[home])
+        for index, of_group in zip(indices, measured, strict=True):
+            group = self.param_groups[index]
+            home = home_of(group["params"])
+            if of_group.details is None or group["lr"] == 0 or held[home]:
+                continue
+            gradients, grad_norm = of_group.details
+            if group["rows"] and synchronisation.host_may_read(home):
+                step_rows(group, self.state[group["params"][0]], gradients, grad_norm, self._noise(index))
+            elif group["rows"]:
+                rows[home, group["params"][0].dtype].append((index, of_group))
+            elif synchronisation.host_may_read(home):
+                self._step_group_on_host(index, gradients, grad_norm)
+            else:
+                vectors[home, _on_one_device(group)].append((index, of_group))
+        for (home, _), waiting in rows.items():
+            groups = [self.param_groups[index] for index, _ in waiting]
+            states = [self.state[group["params"][0]] for group in groups]
+            gradients, norms = zip(*(of_group.details for _, of_group in waiting), strict=True)
+            step_rows_each(groups, states, gradients, norms, skips[home], [self._noise(i) for i, _ in waiting])
+        for (home, _), waiting in vectors.items():
+            groups = [self.param_groups[index] for index, _ in waiting]
+            gradients, norms = zip(*(of_group.details for _, of_group in waiting), strict=True)
+            noises = [self._noise(index) for index, _ in waiting]
+            step_vectors(groups, gradients, torch.stack(norms), _norms(groups, home), skips[home], noises)
 
     @torch.no_grad()
     def _release(self, index: int) -> None:
@@ -267,46 +326,12 @@ class ClippedSGD(Optimizer):
 
         Until `_released` is emptied, `step` leaves the group alone.
         """
-        measurement = self._measure_group(self.param_groups[index])
+        (measurement,) = self._measure_groups([index])
         assert measurement.finite is not None
-        self._apply_group(index, measurement, ~measurement.finite)
+        self._apply_groups([index], [measurement], ~measurement.finite)
         self._released.add(index)
         for p in self.param_groups[index]["params"]:
             p.grad = None
-
-    def _step_group(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor, skip: Tensor) -> None:
-        group = self.param_groups[index]
-        lr, clip, gamma = float(group["lr"]), group["clip"], host_gamma(group)
-        param_norm = _norm(group["params"], group)
-        if group["intrinsic_lr"] is None:
-            eta = torch.full_like(grad_norm, lr)
-        else:
-            _calibrate(group, param_norm, grad_norm, skip)
-            eta = lr * group["eta"]
-        hold = skip | (eta == 0)
-        clip_factor = torch.ones_like(grad_norm)
-        if clip is not None:
-            # |eta g| against its bound rather than |g|: no division by eta, and 0/0 is never selected.
-            bound = clip * math.sqrt(2.0 * gamma) * param_norm
-            clip_factor = torch.where(eta * grad_norm > bound, bound / (eta * grad_norm), clip_factor)
-        self._descend(index, gradients, eta * clip_factor, hold)
-        sigma = clip_factor * grad_norm * param_norm
-        length, decayed = eta * clip_factor * grad_norm, (1.0 - gamma) * param_norm
-        record_step(
-            group["statistics"],
-            gamma=gamma,
-            step_eta=eta,
-            effective_lr=eta / param_norm.square(),
-            param_norm=param_norm,
-            # Pythagoras: the gradient of a scale-invariant loss is orthogonal to x.
-            next_param_norm=torch.hypot(decayed, length),
-            grad_norm=grad_norm,
-            clip_factor=clip_factor,
-            clipped=(clip_factor < 1).double(),
-            squared_sigma=sigma.square(),
-            angular_update=torch.atan2(length, decayed),
-            hold=hold,
-        )
 
     def _step_group_on_host(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor) -> None:
         """Do the same in plain numbers, and without a look at the parameters where nothing depends on it.
@@ -315,49 +340,51 @@ class ClippedSGD(Optimizer):
         """
         group = self.param_groups[index]
         lr, clip, gamma, grad = float(group["lr"]), group["clip"], host_gamma(group), grad_norm.item()
-        record, floor, norm = group["statistics"], self._floor(index, group), None
-        if floor is None or not _certainly_unclipped(group, floor, grad, gamma):
+        record, floor, norm = read_record(group["statistics"]), self._floor(index, group), None
+        if floor is None or not _certainly_unclipped(group, record, floor, grad, gamma):
             param_norm = _norm(group["params"], group)
             norm = param_norm.item()
             if floor is not None:
                 floor.measured(norm)
             if group["intrinsic_lr"] is not None:
-                _calibrate(group, param_norm, grad_norm, torch.zeros_like(grad_norm, dtype=torch.bool))
+                _calibrate(group, norm, grad)
         eta = lr * (1.0 if group["intrinsic_lr"] is None else group["eta"].item())
-        hold, clip_factor = eta == 0, 1.0
+        clip_factor = 1.0
         if clip is not None and norm is not None:
             bound = clip * math.sqrt(2.0 * gamma) * norm
             clip_factor = bound / (eta * grad) if eta * grad > bound else 1.0
-        self._descend(index, gradients, torch.tensor(eta * clip_factor, dtype=torch.float64), torch.tensor(hold))
+        if eta == 0:
+            return
+        self._descend(index, gradients, eta * clip_factor)
         length = eta * clip_factor * grad
-        if floor is not None and not hold:
+        if floor is not None:
             floor.follow_step(1.0 - gamma, length)
             norm = _norm_to_record(record, norm, clip_factor)
         assert norm is not None
         sigma, decayed = clip_factor * grad * norm, (1.0 - gamma) * norm
-        record_step(
-            record,
-            gamma=gamma,
-            step_eta=eta,
-            effective_lr=eta / (norm * norm) if norm * norm else math.inf,
-            param_norm=norm,
-            next_param_norm=math.hypot(decayed, length),
-            grad_norm=grad,
-            clip_factor=clip_factor,
-            clipped=float(clip_factor < 1),
-            squared_sigma=sigma * sigma,
-            angular_update=math.atan2(length, decayed),
-            hold=hold,
-        )
+        values = {
+            "gamma": gamma,
+            "step_eta": eta,
+            "effective_lr": eta / (norm * norm) if norm * norm else math.inf,
+            "param_norm": norm,
+            # Pythagoras: the gradient of a scale-invariant loss is orthogonal to x.
+            "next_param_norm": math.hypot(decayed, length),
+            "grad_norm": grad,
+            "clip_factor": clip_factor,
+            "window_clipped": float(clip_factor < 1),
+            "window_squared_sigma": sigma * sigma,
+            "angular_update": math.atan2(length, decayed),
+        }
+        record_step(group["statistics"], values)
 
-    def _descend(self, index: int, gradients: list[Tensor | None], step_size: Tensor, hold: Tensor) -> None:
+    def _descend(self, index: int, gradients: list[Tensor | None], step_size: float) -> None:
         group = self.param_groups[index]
         descend(
             [local_shard(p) for p in group["params"]],
             [None if gradient is None else local_shard(gradient) for gradient in gradients],
             gamma=host_gamma(group),
-            step_size=step_size,
-            hold=hold,
+            step_size=torch.tensor(step_size, dtype=torch.float64),
+            hold=torch.tensor(False),
             implementation=group["implementation"],
             noise=self._noise(index),
         )
@@ -400,17 +427,18 @@ class ClippedSGD(Optimizer):
             check_norm(group)
 
 
-def _calibrate(group: dict[str, Any], param_norm: Tensor, grad_norm: Tensor, skip: Tensor) -> None:
+def _calibrate(group: dict[str, Any], param_norm: float, grad_norm: float) -> None:
     """Set eta, once, such that the group is at norm equilibrium; derivation in `ClippedSGD`."""
     gamma = float(group["intrinsic_lr"])
-    at_equilibrium = math.sqrt(gamma * (2.0 - gamma)) * param_norm / grad_norm
-    now = (group["eta"] == 0) & (grad_norm > 0) & ~skip
-    group["eta"].copy_(torch.where(now, at_equilibrium, group["eta"]))
+    if group["eta"].item() == 0 and grad_norm > 0:
+        group["eta"].fill_(math.sqrt(gamma * (2.0 - gamma)) * param_norm / grad_norm)
 
 
-def _certainly_unclipped(group: dict[str, Any], floor: NormFloor, grad_norm: float, gamma: float) -> bool:
+def _certainly_unclipped(
+    group: dict[str, Any], record: Mapping[str, float], floor: NormFloor, grad_norm: float, gamma: float
+) -> bool:
     """Say whether s = 1 without a look at the parameters; False when it is time for the statistics to look."""
-    if group["statistics"]["steps"].item() % MEASURE_EVERY == 0:
+    if record["steps"] % MEASURE_EVERY == 0:
         return False
     eta = float(group["lr"])
     if group["intrinsic_lr"] is not None:
@@ -420,23 +448,40 @@ def _certainly_unclipped(group: dict[str, Any], floor: NormFloor, grad_norm: flo
     return group["clip"] is None or eta * grad_norm <= group["clip"] * math.sqrt(2.0 * gamma) * floor.value
 
 
-def _norm_to_record(record: dict[str, Tensor], measured: float | None, clip_factor: float) -> float:
+def _norm_to_record(record: Mapping[str, float], measured: float | None, clip_factor: float) -> float:
     """Choose between the measured |x| and the one carried from step to step by Pythagoras.
 
     A resumed run measures once more than an uninterrupted one, at its first step. For its log to be the same,
     measurements count only where both make them, or where the carried norm is wrong because the parameters were changed
     from outside.
     """
-    carried = record["next_param_norm"].item()
+    carried = record["next_param_norm"]
     if measured is None:
         return carried
-    scheduled = record["steps"].item() % MEASURE_EVERY == 0
+    scheduled = record["steps"] % MEASURE_EVERY == 0
     wrong = not abs(carried - measured) <= CARRIED_TOLERANCE * measured
     return measured if scheduled or wrong or clip_factor < 1 else carried
 
 
 def _norm(tensors: list[Tensor], group: dict[str, Any]) -> Tensor:
     return squared_norm(tensors, home_of(group["params"]), wide=group["implementation"] == "reference").sqrt()
+
+
+def _norms(groups: Sequence[dict[str, Any]], home: torch.device) -> Tensor:
+    """Take the norms of groups that are alike in `_on_one_device` [G]."""
+    if _on_one_device(groups[0]):
+        return squared_norms([group["params"] for group in groups], home).sqrt()
+    return torch.stack([_norm(group["params"], group) for group in groups])
+
+
+def _on_one_device(group: dict[str, Any]) -> bool:
+    """Say whether the group's norm is taken together with others', all on a device that the host does not read."""
+    home = home_of(group["params"])
+    return (
+        group["implementation"] != "reference"
+        and not synchronisation.host_may_read(home)
+        and all(p.device == home for p in group["params"])
+    )
 
 
 def _dense_gradient(parameter: Tensor) -> Tensor | None:
@@ -453,7 +498,6 @@ def _dense_gradient(parameter: Tensor) -> Tensor | None:
 
 def _rehome(group: dict[str, Any], home: torch.device) -> None:
     """Bring the scalars to the parameters: a state dict may have been loaded, or the model moved, to another device."""
-    if group["statistics"]["steps"].device != home:
-        group["statistics"] = {key: value.to(home) for key, value in group["statistics"].items()}
+    group["statistics"] = group["statistics"].to(home)
     if "eta" in group and group["eta"].device != home:
         group["eta"] = group["eta"].to(home)

@@ -12,14 +12,15 @@ whose rows might have left float32's range is taken again in float64.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sibert.optim import synchronisation
-from sibert.optim.shards import sum_over_shards
+from sibert.optim.shards import local_shard, reduce_each, sum_over_shards
 
-__all__ = ["home_of", "squared_norm"]
+__all__ = ["home_of", "squared_norm", "squared_norms"]
 
 ROW = 4096
 """Entries that are summed in float32 before float64 takes over: few enough rows for torch to add them in one thread."""
@@ -66,6 +67,48 @@ def squared_norm(tensors: Sequence[Tensor], home: torch.device, *, wide: bool = 
         return torch.zeros((), dtype=torch.float64, device=home)
     local_sum = _wide_sum_of_squares if wide else _sum_of_squares
     return sum_over_shards(tensors, local_sum, home)
+
+
+def squared_norms(groups: Sequence[Sequence[Tensor]], home: torch.device) -> Tensor:
+    """Take the squared norm of each of many groups by a few operations for all of them.
+
+    Args:
+        groups: Lists of tensors or DTensors, none empty, all on one device that the host does not read.
+        home: That device.
+
+    Returns:
+        [G], float64. What a group's is does not depend on the others by a single bit: each is summed as a tree whose
+        leaves beyond the group's tensors are 0.
+    """
+    tensors = [tensor for group in groups for tensor in group]
+    owners = [number for number, group in enumerate(groups) for _ in group]
+    by_dtype: dict[torch.dtype, list[int]] = defaultdict(list)
+    for place, tensor in enumerate(tensors):
+        by_dtype[tensor.dtype].append(place)
+    norms: list[Tensor] = [tensors[0]] * len(tensors)
+    for places in by_dtype.values():
+        found = torch._foreach_norm([local_shard(tensors[place]) for place in places], 2, torch.float64)
+        for place, norm in zip(places, found, strict=True):
+            norms[place] = norm
+    squares = torch.stack(norms).square()
+
+    def local_sums(places: Sequence[int]) -> Tensor:
+        terms_GM = torch.cat([squares, squares.new_zeros(1)])[_leaves(tuple(owners), tuple(places), len(groups), home)]
+        while (half := terms_GM.shape[1] // 2) >= 1:
+            terms_GM = terms_GM[:, :half] + terms_GM[:, half:]
+        return terms_GM[:, 0]
+
+    return reduce_each(tensors, local_sums)
+
+
+@lru_cache(maxsize=64)
+def _leaves(owners: tuple[int, ...], chosen: tuple[int, ...], groups: int, home: torch.device) -> Tensor:
+    """Places of each group's chosen tensors, padded with one past the last to the same power of two."""
+    places: list[list[int]] = [[] for _ in range(groups)]
+    for place in chosen:
+        places[owners[place]].append(place)
+    width = 1 << (max(map(len, places)) - 1).bit_length()
+    return torch.tensor([[*own, *[len(owners)] * (width - len(own))] for own in places]).to(home, non_blocking=True)
 
 
 def _sum_of_squares(tensors: list[Tensor]) -> Tensor:

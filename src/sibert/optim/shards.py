@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ __all__ = [
     "is_sharded",
     "local_shard",
     "placed_gradient",
+    "reduce_each",
     "reduce_shards",
     "sum_over_shards",
     "wrap_shard",
@@ -124,6 +125,24 @@ def reduce_shards(local: Tensor, like: Tensor) -> Tensor:
         return local
     dtensor: Any = like
     return _reduce(local, dtensor.device_mesh, dtensor.placements)
+
+
+def reduce_each(tensors: Sequence[Tensor], local_sum: Callable[[list[int]], Tensor]) -> Tensor:
+    """Sum quantities of whole tensors by one collective for each kind of placement, however many quantities there are.
+
+    Args:
+        tensors: Tensors and DTensors; every process passes the same list in the same order.
+        local_sum: Maps places in the list to sums over the shards that this process has of those tensors; additive.
+
+    Returns:
+        The sums over the whole tensors, the same in every process.
+    """
+    kinds: dict[Any, list[int]] = defaultdict(list)
+    for place, tensor in enumerate(tensors):
+        dtensor: Any = tensor
+        kinds[(dtensor.device_mesh, dtensor.placements) if is_sharded(tensor) else None].append(place)
+    sums = [reduce_shards(local_sum(places), tensors[places[0]]) for places in kinds.values()]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
 
 
 def has_whole_rows(tensor: Tensor) -> bool:

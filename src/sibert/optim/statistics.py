@@ -1,10 +1,13 @@
-"""What a step tells about a scale-invariant group, and the few scalars in which a group remembers it.
+"""What a step tells about a scale-invariant group, and the few numbers in which a group remembers it.
 
-All scalars are 0-dim float64 tensors on the group's device, so that a step can write them without waiting, and they
-live in the parameter group, so that `state_dict` saves them and a resumed run logs what an uninterrupted one would.
+A record is one float64 tensor on the group's device, so that a step can write it without waiting, and it lives in the
+parameter group, so that `state_dict` saves it and a resumed run logs what an uninterrupted one would.
+
+Shape suffixes: G = groups, K = numbers of a record.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +31,9 @@ _CARRIED = ("next_param_norm",)
 _WINDOW = ("window_steps", "window_clipped", "window_squared_sigma")
 _COUNTERS = ("steps", "skipped_steps")
 RECORDED = _COUNTERS + _LAST_STEP + _CARRIED + _WINDOW
+_PLACES = {name: place for place, name in enumerate(RECORDED)}
+_ADDED = {"steps", "window_steps", "window_clipped", "window_squared_sigma"}
+"""What a step adds to; the rest it replaces."""
 
 
 @dataclass(frozen=True)
@@ -79,93 +85,106 @@ class GroupStatistics:
     equilibrium_norm: float
 
 
-def empty_record(home: torch.device) -> dict[str, Tensor]:
-    """Create the scalars of a group that has not stepped: counters and sums 0, last-step values NaN.
+def empty_record(home: torch.device) -> Tensor:
+    """Create the record of a group that has not stepped: counters and sums 0, last-step values NaN.
 
     Args:
         home: The group's device.
 
     Returns:
-        One 0-dim float64 tensor for each name in `RECORDED`.
+        One number for each name in `RECORDED` [K].
     """
-    return {
-        key: torch.full((), math.nan if key in _LAST_STEP + _CARRIED else 0.0, dtype=torch.float64, device=home)
-        for key in RECORDED
-    }
+    values = [math.nan if key in _LAST_STEP + _CARRIED else 0.0 for key in RECORDED]
+    return torch.tensor(values, dtype=torch.float64).to(home, non_blocking=True)
 
 
-def record_step(
-    record: dict[str, Tensor],
-    *,
-    gamma: float,
-    step_eta: Tensor | float,
-    effective_lr: Tensor | float,
-    param_norm: Tensor | float,
-    next_param_norm: Tensor | float,
-    grad_norm: Tensor | float,
-    clip_factor: Tensor | float,
-    clipped: Tensor | float,
-    squared_sigma: Tensor | float,
-    angular_update: Tensor | float,
-    hold: Tensor | bool,
-) -> None:
-    """Write one step into a group's scalars, unless it is held; plain numbers only where the host may read.
+def renew_record(record: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Bring the record of a run that was saved by an earlier version, a dict of tensors, to its present form.
 
     Args:
-        record: The scalars, changed in place.
-        gamma: eta lambda of the step.
-        step_eta: Effective eta of the step.
-        effective_lr: eta / |x|^2.
-        param_norm: |x| before the step.
-        next_param_norm: |x| after it.
-        grad_norm: |g| before clipping.
-        clip_factor: s.
-        clipped: Share of the group's vectors with s < 1: 0 or 1 where the group is one vector.
-        squared_sigma: (s |g| |x|)^2.
-        angular_update: Angle between x before and after the step.
-        hold: Where True nothing is written.
+        record: As it was saved.
+
+    Returns:
+        The record [K].
     """
-    last = {
-        "gamma": gamma,
-        "step_eta": step_eta,
-        "effective_lr": effective_lr,
-        "param_norm": param_norm,
-        "grad_norm": grad_norm,
-        "clip_factor": clip_factor,
-        "angular_update": angular_update,
-        "next_param_norm": next_param_norm,
-    }
-    added = {"steps": 1.0, "window_steps": 1.0, "window_clipped": clipped, "window_squared_sigma": squared_sigma}
-    if synchronisation.host_may_read(record["steps"].device):
-        if not hold:
-            for key, value in last.items():
-                record[key].fill_(value)
-            for key, term in added.items():
-                record[key] += term
-        return
-    assert isinstance(hold, Tensor)
-    for key, value in last.items():
-        record[key].copy_(torch.where(hold, record[key], value))
-    for key, term in added.items():
-        record[key] += torch.where(hold, 0.0, term)
+    return record if isinstance(record, Tensor) else torch.stack([record[key] for key in RECORDED])
 
 
-def clear_window(record: dict[str, Tensor]) -> None:
+def read_record(record: Tensor) -> dict[str, float]:
+    """Read a record to the host, which waits for its device.
+
+    Args:
+        record: A group's record [K].
+
+    Returns:
+        Its numbers by their names.
+    """
+    return dict(zip(RECORDED, record.tolist(), strict=True))
+
+
+def record_step(record: Tensor, values: Mapping[str, float]) -> None:
+    """Write one step into the record of a group where the host may read.
+
+    Args:
+        record: Of the group [K], changed in place.
+        values: Every quantity of `record_steps`.
+    """
+    assert synchronisation.host_may_read(record.device)
+    old = read_record(record)
+    values = {"steps": 1.0, "window_steps": 1.0, **values}
+    new = [old[key] + values[key] if key in _ADDED else values.get(key, old[key]) for key in RECORDED]
+    record.copy_(torch.tensor(new, dtype=torch.float64))
+
+
+def record_steps(records: Sequence[Tensor], values: Mapping[str, Tensor], hold_G: Tensor) -> None:
+    """Write one step of many groups into their records, without waiting for the device.
+
+    Args:
+        records: Of the groups, each [K], changed in place.
+        values: Quantities [G] by their names: gamma = eta lambda; step_eta, the effective eta; effective_lr =
+            eta/|x|^2; param_norm, next_param_norm, |x| before and after; grad_norm, |g| before clipping; clip_factor,
+            s; window_clipped, the share of the group's vectors with s < 1; window_squared_sigma, (s |g| |x|)^2;
+            angular_update, the angle between x before and after.
+        hold_G: Where True nothing is written.
+    """
+    old_GK = torch.stack(list(records))
+    one_G = torch.ones_like(old_GK[:, 0])
+    values = {"steps": one_G, "window_steps": one_G, **values}
+    columns = old_GK.unbind(dim=1)
+    new = [
+        old_G + values[key] if key in _ADDED else values.get(key, old_G)
+        for key, old_G in zip(RECORDED, columns, strict=True)
+    ]
+    new_GK = torch.where(hold_G[:, None], old_GK, torch.stack(new, dim=1))
+    torch._foreach_copy_(list(records), list(new_GK.unbind()))
+
+
+def count_skipped(records: Sequence[Tensor], skip: Tensor) -> None:
+    """Count a step that was refused.
+
+    Args:
+        records: Of groups on one device, each [K], changed in place.
+        skip: 0-dim bool tensor there; where False, nothing is counted.
+    """
+    place = _PLACES["skipped_steps"]
+    torch._foreach_add_([record[place] for record in records], [skip.double()] * len(records))
+
+
+def clear_window(record: Tensor) -> None:
     """Begin a new window.
 
     Args:
-        record: A group's scalars, changed in place.
+        record: A group's record [K], changed in place.
     """
-    for key in _WINDOW:
-        record[key].zero_()
+    record[[_PLACES[key] for key in _WINDOW]] = 0.0
 
 
-def group_statistics(group: dict[str, Any], values: dict[str, float]) -> GroupStatistics:
-    """Derive the statistics of a group from its recorded scalars.
+def group_statistics(group: dict[str, Any], values: Mapping[str, float]) -> GroupStatistics:
+    """Derive the statistics of a group from its record.
 
     Args:
         group: The parameter group, for its name, lr and weight decay.
-        values: The record, read to the host.
+        values: Of `read_record`.
 
     Returns:
         The statistics.

@@ -7,6 +7,8 @@ that factor to float32 would change gamma by up to 0.4 %.
 agree to rounding. Parameters of half precision are stepped in float32 and rounded once: to nearest, or, bfloat16 with
 noise, stochastically (`rounding`), a piece at a time, so that the float32 copy is never of the size of the parameter.
 
+On CUDA, with triton, "fused" is one kernel for all groups (`sibert.ops.descent`), which reads parameters and gradients once.
+
 Each has two ways to hear the step size and whether to step at all. Where the host may read (the CPU), it reads both and
 branches. Elsewhere both stay tensors on the device; a step that must not happen is undone by selection, never by a
 multiplication with 0, which would turn an infinite gradient into NaN.
@@ -19,10 +21,18 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from sibert.ops.descent import descend_together, fits_kernel, kernel_runs_on
 from sibert.optim import synchronisation
 from sibert.optim.rounding import Noise, draw, rounded, rounds
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "at_least_float32", "descend", "resolve_implementation"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Implementation",
+    "at_least_float32",
+    "descend",
+    "descend_each",
+    "resolve_implementation",
+]
 
 Implementation = Literal["reference", "foreach", "fused"]
 IMPLEMENTATIONS: Final[tuple[str, ...]] = get_args(Implementation)
@@ -118,6 +128,60 @@ def descend(
         elif not hold_here.item():
             host_step = _fused_on_host if chosen == "fused" else _foreach_on_host
             host_step(bucket, present, gamma, step_here.item())
+
+
+def descend_each(
+    parameters: Sequence[Sequence[Tensor]],
+    gradients: Sequence[Sequence[Tensor | None]],
+    *,
+    gammas: Sequence[float],
+    gamma_G: Tensor,
+    step_G: Tensor,
+    hold_G: Tensor,
+    implementations: Sequence[Implementation | None],
+    noises: Sequence[Noise | None],
+) -> None:
+    """Take the step of `descend` for many groups: one kernel for all, where triton's takes them, else one by one.
+
+    Args:
+        parameters: Of each group, plain tensors.
+        gradients: Theirs.
+        gammas: eta lambda of each group.
+        gamma_G: The same on the device.
+        step_G: eta * s of each group, float64.
+        hold_G: bool; where True, no parameter of the group changes.
+        implementations: What the user asked for.
+        noises: For parameters in bfloat16.
+    """
+    together: dict[torch.dtype, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
+    kernel = kernel_runs_on(step_G.device)
+    for number, (members, descents) in enumerate(zip(parameters, gradients, strict=True)):
+        rest, rest_gradients = [], []
+        fused = kernel and implementations[number] in (None, "fused") and noises[number] is None
+        for parameter, gradient in zip(members, descents, strict=True):
+            if (
+                fused
+                and gradient is not None
+                and parameter.device == step_G.device
+                and fits_kernel(parameter, gradient)
+            ):
+                together[parameter.dtype].append((parameter, gradient, number))
+            else:
+                rest.append(parameter)
+                rest_gradients.append(gradient)
+        if rest:
+            descend(
+                rest,
+                rest_gradients,
+                gamma=gammas[number],
+                step_size=step_G[number],
+                hold=hold_G[number],
+                implementation=implementations[number],
+                noise=noises[number],
+            )
+    for waiting in together.values():
+        chosen, descents, numbers = zip(*waiting, strict=True)
+        descend_together(chosen, descents, numbers, gamma_G, step_G, ~hold_G)
 
 
 def _reference(

@@ -1,11 +1,12 @@
 """Which backend computes an attention, and why."""
 
-from importlib.util import find_spec
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from sibert.ops.triton_presence import capability, installed, interpreting
 
 __all__ = ["BACKENDS", "Backend", "Choice", "choose_backend"]
 
@@ -77,42 +78,6 @@ def _must_be_plain() -> bool:
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-# torch.compile asks these once and keeps the answers in the graph: it cannot trace what they call.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def installed() -> bool:
-    """Tell whether triton is installed.
-
-    Returns:
-        Whether it can be found; it is not imported.
-    """
-    return find_spec("triton") is not None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def interpreting() -> bool:
-    """Tell whether triton runs kernels in its interpreter, on any device.
-
-    Returns:
-        What triton itself reads from TRITON_INTERPRET.
-    """
-    import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
-    return bool(triton.knobs.runtime.interpret)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def capability(device: torch.device) -> tuple[int, int]:
-    """Read the compute capability of a GPU.
-
-    Args:
-        device: A CUDA device.
-
-    Returns:
-        Its two numbers.
-    """
-    return torch.cuda.get_device_capability(device)
 
 
 def _obstacle(backend: str, query_BHSK: Tensor, need_weights: bool) -> str | None:

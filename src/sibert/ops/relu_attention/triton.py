@@ -25,23 +25,7 @@ from sibert.ops.relu_attention.dropout import COLUMN_STEP, MIXER, drop_threshold
 from sibert.ops.relu_attention.reference import inverse_or_zero
 from sibert.ops.relu_attention.spans import Spans
 from sibert.ops.relu_attention.tiles import H100_MEMORY, Tiles, tile_sizes
-
-try:
-    import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    from triton.language import constexpr
-
-    jit: Any = triton.jit
-except ImportError:  # the module can be looked at without triton; `choose_backend` refuses to run it
-
-    def constexpr(value: Any) -> Any:  # type: ignore[no-redef]
-        """Stand in for triton's."""
-        return value
-
-    def jit(kernel: Any) -> Any:
-        """Stand in for triton's."""
-        return kernel
-
+from sibert.ops.triton_language import constexpr, jit, tl, triton
 
 __all__ = ["shared_memory", "triton_backward", "triton_forward"]
 
