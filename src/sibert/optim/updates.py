@@ -7,7 +7,7 @@ that factor to float32 would change gamma by up to 0.4 %.
 agree to rounding. Parameters of half precision are stepped in float32 and rounded once: to nearest, or, bfloat16 with
 noise, stochastically (`rounding`), a piece at a time, so that the float32 copy is never of the size of the parameter.
 
-On CUDA, with triton, "fused" is one kernel for all groups (`sibert.ops.descent`), which reads parameters and gradients once.
+On CUDA, with triton, "fused" is one kernel for all groups (`sibert.ops.descent`), and one pass over the memory.
 
 Each has two ways to hear the step size and whether to step at all. Where the host may read (the CPU), it reads both and
 branches. Elsewhere both stay tensors on the device; a step that must not happen is undone by selection, never by a
