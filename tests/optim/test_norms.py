@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sibert.optim.norms import ROW, home_of, squared_norm
+from sibert.optim.norms import ROW, home_of, squared_norm, squared_norms_on_host
 
 CPU = torch.device("cpu")
 HALF_RANGE = {torch.float16: 1e-3}
@@ -56,3 +56,41 @@ def test_nothing_has_norm_zero():
     assert squared_norm([], CPU).item() == 0
     assert squared_norm([torch.zeros(10)], CPU).item() == 0
     assert home_of([torch.zeros(1)]) == CPU
+
+
+def groups_of_all_lengths(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [
+        [(1,)],
+        [(7, 3), (2 * ROW,), (0,)],
+        [(3 * ROW + 5,), (40, 60), (2, ROW)],
+        [(2 * ROW - 1,)],
+        [(ROW, 2)],
+        [(0,)],
+    ]
+    return [[torch.randn(shape, generator=generator).to(dtype) for shape in group] for group in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_norms_of_many_groups_are_those_of_each(dtype):
+    groups = groups_of_all_lengths(dtype)
+    groups[2][1] = groups[2][1].t()
+    expected = [squared_norm(group, CPU, wide=True).item() for group in groups]
+    assert squared_norms_on_host(groups) == pytest.approx(expected, rel=1e-5)
+    alone = [squared_norms_on_host([group])[0] for group in groups]
+    assert squared_norms_on_host(groups) == alone  # to the last bit
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_a_group_beyond_the_range_of_float32_is_counted_among_others(size):
+    groups = groups_of_all_lengths()
+    groups[2] = [torch.full((3 * ROW + 5,), size), torch.full((9,), size)]
+    found = squared_norms_on_host(groups)
+    assert found[2] == pytest.approx((3 * ROW + 14) * groups[2][0][0].double().item() ** 2)
+    groups[3][0][-1] = math.nan
+    assert [math.isfinite(square) for square in squared_norms_on_host(groups)] == [True, True, True, False, True, True]
+
+
+def test_groups_of_several_dtypes_go_one_by_one():
+    groups = [[torch.ones(3), torch.ones(4, dtype=torch.float64)], [torch.ones(2 * ROW).bfloat16()]]
+    assert squared_norms_on_host(groups) == pytest.approx([7.0, 2.0 * ROW])

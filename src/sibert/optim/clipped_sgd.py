@@ -18,7 +18,7 @@ from sibert.optim.device_step import step_vectors
 from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, host_gamma
 from sibert.optim.joint_step import Measurement
 from sibert.optim.norm_floor import NormFloor
-from sibert.optim.norms import home_of, squared_norm, squared_norms
+from sibert.optim.norms import home_of, squared_norm, squared_norms, squared_norms_on_host
 from sibert.optim.rounding import Noise
 from sibert.optim.rows import (
     check_rows,
@@ -241,35 +241,48 @@ class ClippedSGD(Optimizer):
         return Measurement(torch.stack([each.to(finite[0].device) for each in finite]).all(), measured)
 
     def _measure_groups(self, indices: Sequence[int]) -> list[Measurement]:
-        """Take the norms of the gradients of some groups, or of their rows; details are (gradients, norm)."""
+        """Take the norms of the gradients of some groups, or of their rows.
+
+        Details are (gradients, norm), where the norm is a number if the host may read it. `finite` may be that of
+        several groups at once: a step waits for all of them anyhow.
+        """
         measured: list[Measurement] = []
+        on_host: list[tuple[int, list[Tensor]]] = []
         together: dict[torch.device, list[tuple[int, list[Tensor]]]] = defaultdict(list)
         rows: dict[torch.device, list[tuple[int, list[Tensor]]]] = defaultdict(list)
         for place, index in enumerate(indices):
             group = self.param_groups[index]
+            home = home_of(group["params"])
+            host_reads = synchronisation.host_may_read(home)
             gradients = [_dense_gradient(p) for p in group["params"]]
             present = [gradient for gradient in gradients if gradient is not None]
+            measured.append(Measurement(None, (gradients, None) if present else None))
             if not present:
-                measured.append(Measurement(None))
-            elif group["rows"] and synchronisation.host_may_read(home_of(group["params"])):
+                continue
+            if group["rows"] and host_reads:
                 local = [local_shard(gradient) for gradient in present]
-                grad_norm = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
-                measured.append(Measurement(rows_are_finite([group], [grad_norm]), (gradients, grad_norm)))
+                norm_R = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
+                measured[place] = Measurement(rows_are_finite([group], [norm_R]), (gradients, norm_R))
             elif group["rows"]:
-                measured.append(Measurement(None, (gradients, None)))
-                rows[home_of(group["params"])].append((place, [local_shard(gradient) for gradient in present]))
-            elif _on_one_device(group):
-                measured.append(Measurement(None, (gradients, None)))
-                together[home_of(group["params"])].append((place, present))
+                rows[home].append((place, [local_shard(gradient) for gradient in present]))
+            elif not _on_one_device(group):
+                norm = _norm(present, group)
+                measured[place] = Measurement(norm.isfinite(), (gradients, norm.item() if host_reads else norm))
+            elif host_reads:
+                on_host.append((place, present))
             else:
-                grad_norm = _norm(present, group)
-                measured.append(Measurement(grad_norm.isfinite(), (gradients, grad_norm)))
+                together[home].append((place, present))
+        if on_host:
+            norms = [math.sqrt(square) for square in squared_norms_on_host([present for _, present in on_host])]
+            all_finite = torch.tensor(all(map(math.isfinite, norms)))
+            for (place, _), number in zip(on_host, norms, strict=True):
+                measured[place] = Measurement(all_finite, (measured[place].details[0], number))
         for waiting in rows.values():
             counts = [len(present[0]) for _, present in waiting]
-            norms = torch.split(squared_row_norms_each([present for _, present in waiting]).sqrt(), counts)
-            all_finite = rows_are_finite([self.param_groups[indices[place]] for place, _ in waiting], norms)
-            for (place, _), norms_R in zip(waiting, norms, strict=True):
-                measured[place] = Measurement(all_finite, (measured[place].details[0], norms_R))
+            of_rows = torch.split(squared_row_norms_each([present for _, present in waiting]).sqrt(), counts)
+            all_finite = rows_are_finite([self.param_groups[indices[place]] for place, _ in waiting], of_rows)
+            for (place, _), norm_R in zip(waiting, of_rows, strict=True):
+                measured[place] = Measurement(all_finite, (measured[place].details[0], norm_R))
         for home, waiting in together.items():
             norm_G = squared_norms([present for _, present in waiting], home).sqrt()
             for (place, _), norm, finite in zip(waiting, norm_G.unbind(), norm_G.isfinite().unbind(), strict=True):
@@ -333,13 +346,13 @@ class ClippedSGD(Optimizer):
         for p in self.param_groups[index]["params"]:
             p.grad = None
 
-    def _step_group_on_host(self, index: int, gradients: list[Tensor | None], grad_norm: Tensor) -> None:
+    def _step_group_on_host(self, index: int, gradients: list[Tensor | None], grad: float) -> None:
         """Do the same in plain numbers, and without a look at the parameters where nothing depends on it.
 
         A model has many groups, and each operation on a tensor of one number costs a microsecond.
         """
         group = self.param_groups[index]
-        lr, clip, gamma, grad = float(group["lr"]), group["clip"], host_gamma(group), grad_norm.item()
+        lr, clip, gamma = float(group["lr"]), group["clip"], host_gamma(group)
         record, floor, norm = read_record(group["statistics"]), self._floor(index, group), None
         if floor is None or not _certainly_unclipped(group, record, floor, grad, gamma):
             param_norm = _norm(group["params"], group)
@@ -375,7 +388,7 @@ class ClippedSGD(Optimizer):
             "window_squared_sigma": sigma * sigma,
             "angular_update": math.atan2(length, decayed),
         }
-        record_step(group["statistics"], values)
+        record_step(group["statistics"], record, values)
 
     def _descend(self, index: int, gradients: list[Tensor | None], step_size: float) -> None:
         group = self.param_groups[index]
@@ -383,8 +396,7 @@ class ClippedSGD(Optimizer):
             [local_shard(p) for p in group["params"]],
             [None if gradient is None else local_shard(gradient) for gradient in gradients],
             gamma=host_gamma(group),
-            step_size=torch.tensor(step_size, dtype=torch.float64),
-            hold=torch.tensor(False),
+            step_size=step_size,
             implementation=group["implementation"],
             noise=self._noise(index),
         )
@@ -475,13 +487,9 @@ def _norms(groups: Sequence[dict[str, Any]], home: torch.device) -> Tensor:
 
 
 def _on_one_device(group: dict[str, Any]) -> bool:
-    """Say whether the group's norm is taken together with others', all on a device that the host does not read."""
+    """Say whether the group's norm may be taken together with those of others there; "reference" goes alone."""
     home = home_of(group["params"])
-    return (
-        group["implementation"] != "reference"
-        and not synchronisation.host_may_read(home)
-        and all(p.device == home for p in group["params"])
-    )
+    return group["implementation"] != "reference" and all(p.device == home for p in group["params"])
 
 
 def _dense_gradient(parameter: Tensor) -> Tensor | None:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sibert.optim import synchronisation
-from sibert.optim.shards import local_shard, reduce_each, sum_over_shards
+from sibert.optim.shards import any_sharded, local_shard, reduce_each, sum_over_shards
 
-__all__ = ["home_of", "squared_norm", "squared_norms"]
+__all__ = ["home_of", "squared_norm", "squared_norms", "squared_norms_on_host"]
 
 ROW = 4096
 """Entries that are summed in float32 before float64 takes over: few enough rows for torch to add them in one thread."""
@@ -99,6 +99,48 @@ def squared_norms(groups: Sequence[Sequence[Tensor]], home: torch.device) -> Ten
         return terms_GM[:, 0]
 
     return reduce_each(tensors, local_sums)
+
+
+def squared_norms_on_host(groups: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Take the squared norm of each of many groups on the CPU; what a group's is does not depend on the others.
+
+    Args:
+        groups: Lists of tensors or DTensors, none empty.
+
+    Returns:
+        One number for each group, as of `squared_norm`: what is not finite is in the group alone.
+    """
+    dtypes = {tensor.dtype for group in groups for tensor in group}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64} or any(map(any_sharded, groups)):
+        return [squared_norm(group, home_of(group)).item() for group in groups]
+    pieces: list[Tensor] = []
+    short: list[tuple[int, Tensor]] = []
+    lengths = []
+    for group in groups:
+        entries = 0
+        for tensor in group:
+            flat, whole = tensor.reshape(-1), tensor.numel() // ROW * ROW
+            if tensor.numel() < SHORT:
+                whole = 0
+            if whole:
+                pieces.append(torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1))
+                entries += whole // ROW
+            if whole < tensor.numel():
+                short.append((len(pieces), flat[whole:]))
+                pieces.append(flat)
+                entries += 1
+        lengths.append(entries)
+    if short:
+        places, tensors = zip(*short, strict=True)
+        for place, norm in zip(places, torch._foreach_norm(tensors), strict=True):
+            pieces[place] = norm.view(1)
+    squares = torch.cat(pieces).double().square() if pieces else torch.zeros(0, dtype=torch.float64)
+    totals: list[float] = torch.segment_reduce(squares, "sum", lengths=torch.tensor(lengths), unsafe=True).tolist()
+    smallest, largest = TRUSTED_RANGE
+    return [
+        total if smallest <= total <= largest or torch.float64 in dtypes else _wide_sum_of_squares(list(group)).item()
+        for total, group in zip(totals, groups, strict=True)
+    ]
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ from sibert.optim.hyper_parameters import host_gamma
 from sibert.optim.norms import TRUSTED_RANGE, home_of
 from sibert.optim.rounding import Noise, draw, rounded, rounds
 from sibert.optim.shards import has_whole_rows, local_shard, reduce_each, reduce_shards, wrap_shard
-from sibert.optim.statistics import record_step, record_steps
+from sibert.optim.statistics import read_record, record_step, record_steps
 from sibert.optim.updates import HALF_PRECISION, at_least_float32
 
 __all__ = [
@@ -216,7 +216,8 @@ def step_rows(
     sums_Q = _quantities(gamma, moves_R, eta_R, norms_R, grad_norms_R, clip_R).sum(dim=1)
     count, values = _means(reduce_shards(sums_Q, group["params"][0])[None])
     if count.item():
-        record_step(group["statistics"], {"gamma": gamma} | {key: value.item() for key, value in values.items()})
+        record, numbers = group["statistics"], {key: value.item() for key, value in values.items()}
+        record_step(record, read_record(record), {"gamma": gamma, **numbers})
 
 
 @torch.no_grad()

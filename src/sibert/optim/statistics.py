@@ -122,15 +122,15 @@ def read_record(record: Tensor) -> dict[str, float]:
     return dict(zip(RECORDED, record.tolist(), strict=True))
 
 
-def record_step(record: Tensor, values: Mapping[str, float]) -> None:
+def record_step(record: Tensor, old: Mapping[str, float], values: Mapping[str, float]) -> None:
     """Write one step into the record of a group where the host may read.
 
     Args:
         record: Of the group [K], changed in place.
+        old: What it says, of `read_record`.
         values: Every quantity of `record_steps`.
     """
     assert synchronisation.host_may_read(record.device)
-    old = read_record(record)
     values = {"steps": 1.0, "window_steps": 1.0, **values}
     new = [old[key] + values[key] if key in _ADDED else values.get(key, old[key]) for key in RECORDED]
     record.copy_(torch.tensor(new, dtype=torch.float64))

@@ -85,8 +85,8 @@ def descend(
     gradients: Sequence[Tensor | None],
     *,
     gamma: float,
-    step_size: Tensor,
-    hold: Tensor,
+    step_size: Tensor | float,
+    hold: Tensor | None = None,
     implementation: Implementation | None = None,
     noise: Noise | None = None,
 ) -> None:
@@ -96,8 +96,9 @@ def descend(
         parameters: Plain tensors (local shards of DTensors).
         gradients: One of the same shape for each parameter; None is a zero gradient: the parameter decays.
         gamma: eta lambda, in [0, 1).
-        step_size: eta * s, a 0-dim float64 tensor.
-        hold: 0-dim bool tensor; where True, no parameter changes by a single bit, whatever the gradients contain.
+        step_size: eta * s, a 0-dim float64 tensor, or a number that the host knows.
+        hold: 0-dim bool tensor; where True, no parameter changes by a single bit, whatever the gradients contain. None
+            where the host knows that the step is to be taken.
         implementation: See `resolve_implementation`.
         noise: For parameters in bfloat16, which are then rounded stochastically; None rounds to nearest.
     """
@@ -105,7 +106,7 @@ def descend(
         generators = noise.generators(parameters)
         for parameter, gradient, generator in zip(parameters, gradients, generators, strict=True):
             if rounds(parameter, noise):
-                _step_rounded(parameter, gradient, gamma, step_size.to(parameter.device), hold, generator)
+                _step_rounded(parameter, gradient, gamma, step_size, hold, generator)
         nearest = [not rounds(parameter, noise) for parameter in parameters]
         parameters = [parameter for parameter, here in zip(parameters, nearest, strict=True) if here]
         gradients = [gradient for gradient, here in zip(gradients, nearest, strict=True) if here]
@@ -118,16 +119,17 @@ def descend(
         buckets[key][0].append(parameter)
         buckets[key][1].append(gradient)
     for (chosen, device, *_), (bucket, bucket_gradients) in buckets.items():
-        step_here, hold_here = step_size.to(device, non_blocking=True), hold.to(device, non_blocking=True)
         present = [gradient for gradient in bucket_gradients if gradient is not None]
         if chosen == "reference":
-            _reference(bucket, bucket_gradients, gamma, step_here, hold_here)
-        elif not synchronisation.host_may_read(device):
+            _reference(bucket, bucket_gradients, gamma, step_size, hold)
+        elif isinstance(step_size, Tensor) and not synchronisation.host_may_read(device):
+            assert hold is not None
+            step_here, hold_here = step_size.to(device, non_blocking=True), hold.to(device, non_blocking=True)
             device_step = _fused_on_device if chosen == "fused" else _foreach_on_device
             device_step(bucket, present, gamma, step_here, hold_here)
-        elif not hold_here.item():
+        elif hold is None or not hold.item():
             host_step = _fused_on_host if chosen == "fused" else _foreach_on_host
-            host_step(bucket, present, gamma, step_here.item())
+            host_step(bucket, present, gamma, float(step_size))
 
 
 def descend_each(
@@ -185,36 +187,43 @@ def descend_each(
 
 
 def _reference(
-    parameters: list[Tensor], gradients: list[Tensor | None], gamma: float, step_size: Tensor, hold: Tensor
+    parameters: list[Tensor],
+    gradients: list[Tensor | None],
+    gamma: float,
+    step_size: Tensor | float,
+    hold: Tensor | None,
 ) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         x = at_least_float32(parameter)
         g = torch.zeros_like(x) if gradient is None else at_least_float32(gradient)
-        stepped = x - (gamma * x + step_size * g)
-        parameter.copy_(torch.where(hold, parameter, stepped.to(parameter.dtype)))
+        step_here = step_size.to(x.device, non_blocking=True) if isinstance(step_size, Tensor) else step_size
+        stepped = (x - (gamma * x + step_here * g)).to(parameter.dtype)
+        held = None if hold is None else hold.to(x.device, non_blocking=True)
+        parameter.copy_(stepped if held is None else torch.where(held, parameter, stepped))
 
 
 def _step_rounded(
     parameter: Tensor,
     gradient: Tensor | None,
     gamma: float,
-    step_size: Tensor,
-    hold: Tensor,
+    step_size: Tensor | float,
+    hold: Tensor | None,
     generator: torch.Generator,
 ) -> None:
     """Step a bfloat16 parameter in float32, in all implementations alike, and round stochastically."""
-    hold = hold.to(parameter.device, non_blocking=True)
-    on_host = synchronisation.host_may_read(parameter.device)
-    if on_host and hold.item():
+    on_host = hold is None or synchronisation.host_may_read(parameter.device)
+    if on_host and hold is not None and hold.item():
         return
-    step_size = step_size.to(torch.float32)
+    held = None if on_host or hold is None else hold.to(parameter.device, non_blocking=True)
+    if isinstance(step_size, Tensor):
+        step_size = step_size.to(parameter.device, torch.float32, non_blocking=True)
     for x, g in _pieces(parameter, gradient, PIECE):
         stepped = x.float()
         stepped = torch.add(stepped, stepped, alpha=-gamma)
         if g is not None:
             stepped -= g.float() * step_size
         result = rounded(stepped, draw(stepped, generator))
-        x.copy_(result if on_host else torch.where(hold, x, result))
+        x.copy_(result if held is None else torch.where(held, x, result))
 
 
 def _pieces(parameter: Tensor, gradient: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
