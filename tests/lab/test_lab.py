@@ -29,7 +29,7 @@ from sibert.lab import (
 )
 from sibert.lab.ensemble import Ensemble
 from sibert.lab.intervals import block_interval, bootstrap, mean_interval
-from sibert.lab.problems import digits
+from sibert.lab.pictures import pictures
 
 # What is quick enough is judged here; the others run in their smallest form, where verdicts may fail.
 QUICK = ("edge-of-stability", "robustness")
@@ -173,7 +173,7 @@ class TestExperiments:
 
 class TestClock:
     def test_twins_visit_the_same_functions_and_nobody_else_does(self):
-        twins = intrinsic_clock._twins(digits(torch.float32))
+        twins = intrinsic_clock._twins(pictures(torch.float32))
         assert twins["all"] == 0.0  # factors are powers of two
         assert twins["rate"] > 0.1
 
@@ -201,7 +201,7 @@ class TestClock:
 
 class TestEnsemble:
     def test_signal_and_total_are_those_of_the_gradient_of_all_examples_and_of_batches(self):
-        data, size = digits(torch.float32), 32
+        data, size = pictures(torch.float32), 32
         ensemble = Ensemble(200, (64, 8, 10), same=True)
         generator = torch.Generator().manual_seed(0)
         signal_S, total_S = ensemble.signal_and_total(data, size, generator)

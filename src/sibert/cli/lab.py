@@ -24,6 +24,9 @@ def run(
     names: list[str] = typer.Argument(None, metavar="NAME...", help="Experiments of `sibert lab list`; none = all."),
     full: bool = typer.Option(False, "--full", help="Go further than two cores do in an hour."),
     smoke: bool = typer.Option(False, "--smoke", help="As little as shows that everything works; verdicts may fail."),
+    images: Path = typer.Option(
+        None, "--images", help="Folder of MNIST, Fashion-MNIST or CIFAR-10 (binary). Default: scikit-learn's digits."
+    ),
     out: Path = typer.Option(FOLDER, "--out", help="Folder of the results."),
 ) -> int:
     """Run experiments and judge them; the exit status is 1 if a number disagrees, not if one is undecided."""
@@ -39,11 +42,12 @@ def run(
     for name in names or EXPERIMENTS:
         experiment = EXPERIMENTS[name]
         typer.echo(f"{name}: {experiment.title} (about {experiment.minutes[scale]:g} min)")
-        outcome = run_experiment(experiment, scale, out)
+        outcome = run_experiment(experiment, scale, out, images)
         for verdict in outcome.verdicts:
             error = "" if verdict.error is None else f" ± {verdict.error:.2g}"
             typer.echo(f"  {verdict.word:9} {verdict.text}: {verdict.measured:.4g}{error}")
-        typer.echo(f"  {outcome.seconds:.0f} s")
+        pictures = f", on the pictures of {outcome.images}" if outcome.images else ""
+        typer.echo(f"  {outcome.seconds:.0f} s{pictures}")
         failed = failed or outcome.word == "DISAGREES"
     return 1 if failed and not smoke else 0
 

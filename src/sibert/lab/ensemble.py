@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sibert.lab.problems import Digits
+from sibert.lab.pictures import Pictures
 from sibert.ops.normalize import layer_norm
 
 __all__ = ["Ensemble"]
@@ -69,7 +69,7 @@ class Ensemble:
         for w_SQP, g_SQP in zip(self.trained, gradients, strict=True):
             w_SQP.mul_(1.0 - lr * decay).sub_(g_SQP, alpha=lr)
 
-    def batch(self, data: Digits, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, data: Pictures, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch for each copy, drawn with replacement: [S, B, P] and [S, B]."""
         chosen_SB = torch.randint(len(data.train_B), (len(self.weights_SQP[0]), size), generator=generator)
         return data.train_BP[chosen_SB], data.train_B[chosen_SB]
@@ -79,7 +79,7 @@ class Ensemble:
         """Of all trained weights of each copy, [S]."""
         return torch.stack([w_SQP.square().sum((1, 2)) for w_SQP in self.trained]).sum(0)
 
-    def signal_and_total(self, data: Digits, size: int, generator: torch.Generator) -> Tensor:
+    def signal_and_total(self, data: Pictures, size: int, generator: torch.Generator) -> Tensor:
         """One estimate of G, and of G + N of a batch, of each copy from two batches, [2, S]; without bias."""
         pair = [self.gradients(*self.batch(data, size, generator)) for _ in range(2)]
 

@@ -27,7 +27,8 @@ from torch.optim import SGD
 
 from sibert.dynamics import EquivalentExponentialLR, ExponentialSchedule, texp
 from sibert.lab.experiment import Scale, Verdict
-from sibert.lab.problems import NormalizedNet, digits, masked_text, sibert, text
+from sibert.lab.pictures import pictures
+from sibert.lab.problems import NormalizedNet, masked_text, sibert, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ class _Problem:
     def __init__(self, name: str, size: str) -> None:
         self.size = size
         self.text = text() if name == "sibert" else None
-        self.digits = digits()
+        self.digits = pictures()
 
     def model(self) -> nn.Module:
         return NormalizedNet(frozen=False) if self.text is None else sibert(self.text, size=self.size).double()

@@ -32,7 +32,8 @@ from torch.nn import functional as F
 
 from sibert.lab.ensemble import Ensemble
 from sibert.lab.experiment import Scale, Verdict
-from sibert.lab.problems import CLASSES, Digits, digits
+from sibert.lab.pictures import Pictures, pictures
+from sibert.lab.problems import CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     """
     copies, units = {"smoke": (16, 6.0), "default": (64, UNITS), "full": (256, UNITS)}[scale]
     products = PRODUCTS if scale != "smoke" else tuple(4.0 * product for product in PRODUCTS)
-    data = digits(torch.float32)
+    data = pictures(torch.float32)
     probes = _probes(data)
     settings = []
     for product in products:
@@ -99,7 +100,7 @@ def _free(product: float) -> tuple[float, float]:
     return _mean((F.normalize(w_SN, dim=1) * first_SN).sum(1))
 
 
-def _twins(data: Digits) -> dict[str, float]:
+def _twins(data: Pictures) -> dict[str, float]:
     """Largest difference of outputs after 200 steps on the same batches from (eta, lambda, w)."""
 
     def outputs(scale: float, rate: float, decay: float) -> Tensor:
@@ -119,14 +120,14 @@ def _twins(data: Digits) -> dict[str, float]:
     }
 
 
-def _probes(data: Digits) -> Tensor:
+def _probes(data: Pictures) -> Tensor:
     """Test pictures, and means of two of them that show different digits."""
     order = torch.randperm(len(data.test_B), generator=torch.Generator().manual_seed(0))
     different = data.test_B != data.test_B[order]
     return torch.cat((data.test_BP, (data.test_BP + data.test_BP[order])[different] / 2.0))
 
 
-def _run(data: Digits, probes: Tensor, name: str, product: float, copies: int, units: float) -> dict[str, Any]:
+def _run(data: Pictures, probes: Tensor, name: str, product: float, copies: int, units: float) -> dict[str, Any]:
     """Predicted labels [times, copies, pictures] and means of a history, observed POINTS times a unit."""
     seed = HISTORIES.index(name)
     ensemble = Ensemble(copies, WIDTHS, seed=100 + seed, same=name == "one start")

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from sibert.lab.experiment import Scale, Verdict
-from sibert.lab.problems import NormalizedNet, digits
+from sibert.lab.pictures import pictures
+from sibert.lab.problems import NormalizedNet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ def _spiral(a: float) -> dict[str, Any]:
 
 
 def _net(decay: float, steps: int) -> dict[str, list[float]]:
-    data = digits(torch.float32)
+    data = pictures(torch.float32)
     x, y = data.train_BP[:EXAMPLES], data.train_B[:EXAMPLES]
     net = NormalizedNet((64, 32, 10))
     optimizer = SGD(net.matrices(), lr=NET_LR, weight_decay=decay)

@@ -88,6 +88,7 @@ def _page(found: Sequence[tuple[Experiment, Outcome]], of: int) -> str:
 def _section(one: Experiment, outcome: Outcome) -> str:
     image = base64.b64encode(outcome.figure.encode()).decode()
     option = {"full": " --full", "smoke": " --smoke"}.get(outcome.scale, "")
+    option += f" --images {html.escape(outcome.images)}" if outcome.images else ""
     rows = "".join(_row(verdict) for verdict in outcome.verdicts)
     head = '<tr><th class="text">measured</th><th>number</th><th>theory</th><th>allowed</th><th></th></tr>'
     sources = "; ".join(html.escape(_short(key)) for key in one.references)

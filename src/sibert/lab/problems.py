@@ -1,13 +1,11 @@
-"""What the experiments are made on: scikit-learn's digits, the text of the standard library, and small networks.
+"""What the experiments are made on: the text of the standard library, and small networks (pictures: `pictures`).
 
 Shape suffixes: B = examples, P = pixels, T = tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,44 +13,10 @@ from sibert.data import EpochSampler, PreparedCorpus, collate, prepare_corpus
 from sibert.models import SibertConfig, SibertForMaskedLM
 from sibert.ops.normalize import layer_norm
 
-__all__ = ["Digits", "NormalizedNet", "digits", "masked_text", "sibert", "text"]
+__all__ = ["NormalizedNet", "masked_text", "sibert", "text"]
 
 CLASSES = 10
 VOCABULARY, LENGTH = 512, 32
-
-
-@dataclass(frozen=True)
-class Digits:
-    """8 x 8 pictures of digits (scikit-learn's, from UCI), each pixel shifted and all scaled to variance 1.
-
-    Attributes:
-        train_BP: Pictures for training, 1437.
-        train_B: Their digits.
-        test_BP: Pictures for testing, 360.
-        test_B: Their digits.
-    """
-
-    train_BP: Tensor
-    train_B: Tensor
-    test_BP: Tensor
-    test_B: Tensor
-
-
-def digits(dtype: torch.dtype = torch.float64) -> Digits:
-    """Load them; the split is the same each time.
-
-    Args:
-        dtype: Of the pictures.
-    """
-    from sklearn.datasets import load_digits
-
-    pictures, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))
-    pictures, labels = pictures[order], labels[order]
-    train = len(labels) * 4 // 5
-    mean, deviation = pictures[:train].mean(0), pictures[:train].std()
-    x, y = torch.from_numpy((pictures - mean) / deviation).to(dtype), torch.from_numpy(labels).long()
-    return Digits(x[:train], y[:train], x[train:], y[train:])
 
 
 class NormalizedNet(nn.Module):

@@ -36,7 +36,8 @@ from torch.optim import SGD
 
 from sibert.dynamics import Hessian, function_of
 from sibert.lab.experiment import Scale, Verdict
-from sibert.lab.problems import CLASSES, NormalizedNet, digits, masked_text, sibert, text
+from sibert.lab.pictures import pictures
+from sibert.lab.problems import CLASSES, NormalizedNet, masked_text, sibert, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def measure(scale: Scale) -> dict[str, Any]:
         scale: Share of their length.
     """
     share, points = {"smoke": (0.03, 4), "default": (1.0, 60), "full": (3.0, 200)}[scale]
-    data = digits()
+    data = pictures()
     x, y = data.train_BP[:PLAIN_EXAMPLES], data.train_B[:PLAIN_EXAMPLES]
     plain, flow = _plain(x, y, share, points)
     x, y = x[:EXAMPLES], y[:EXAMPLES]

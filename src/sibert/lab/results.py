@@ -4,13 +4,14 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sibert.lab.experiment import Experiment, Scale, Verdict, Word
+from sibert.lab.pictures import from_folder
 from sibert.training.checkpoints import write_atomically
 from sibert.training.environment import environment
 
@@ -28,6 +29,7 @@ class Outcome:
         verdicts: With the measured numbers.
         environment: Versions and machine.
         figure: An SVG document.
+        images: The folder of the user's pictures, if it was made on any.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Outcome:
     verdicts: Sequence[Verdict]
     environment: dict[str, Any]
     figure: str
+    images: str | None = None
 
     @property
     def word(self) -> Word:
@@ -44,25 +47,31 @@ class Outcome:
         return "DISAGREES" if "DISAGREES" in found else "undecided" if "undecided" in found else "agrees"
 
 
-def run_experiment(experiment: Experiment, scale: Scale, out: Path) -> Outcome:
+def run_experiment(experiment: Experiment, scale: Scale, out: Path, images: Path | None = None) -> Outcome:
     """Run an experiment and keep what comes out: NAME.json (verdicts, environment), NAME-data.json and NAME.svg.
 
     Args:
         experiment: One of `EXPERIMENTS`.
         scale: How much of it.
         out: The folder; made if it is missing.
+        images: See `sibert.lab.pictures`.
 
     Returns:
         What was kept.
+
+    Raises:
+        ValueError: If the pictures cannot be read.
     """
-    out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), from_folder(images) as source:
         data = experiment.measure(scale)
     seconds = time.perf_counter() - begin
     verdicts = experiment.judge(data)
     outcome = Outcome(experiment.name, scale, seconds, verdicts, environment(), _draw(experiment, data))
+    if source.used and images is not None:
+        outcome = replace(outcome, images=str(images))
     record = {name: value for name, value in asdict(outcome).items() if name != "figure"}
+    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / f"{experiment.name}-data.json", json.dumps(data) + "\n")
     write_atomically(out / f"{experiment.name}.svg", outcome.figure)
     write_atomically(out / f"{experiment.name}.json", json.dumps(record, indent=1) + "\n")

@@ -34,7 +34,7 @@ from sibert.dynamics import square_root_scaling
 from sibert.lab.ensemble import Ensemble
 from sibert.lab.experiment import Scale, Verdict
 from sibert.lab.intervals import bootstrap, mean_interval
-from sibert.lab.problems import digits
+from sibert.lab.pictures import pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def measure(scale: Scale) -> dict[str, Any]:
 
 
 def _sgd(kappa: int, units: float, least: int) -> dict[str, Any]:
-    data = digits(torch.float32)
+    data = pictures(torch.float32)
     ensemble = Ensemble(COPIES, WIDTHS, same=True)
     generator = torch.Generator().manual_seed(kappa)
     lr = kappa * LR

@@ -32,7 +32,8 @@ from sibert.dynamics import SVAG, GradientNoise, gaussian_example_weights, gradi
 from sibert.lab.ensemble import Ensemble
 from sibert.lab.experiment import Scale, Verdict
 from sibert.lab.intervals import bootstrap, mean_interval
-from sibert.lab.problems import Digits, NormalizedNet, digits
+from sibert.lab.pictures import Pictures, pictures
+from sibert.lab.problems import NormalizedNet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     """
     steps = {"smoke": 60, "default": 1500, "full": 6000}[scale]
     many = 4 if scale != "full" else 8
-    data = digits(torch.float32)
+    data = pictures(torch.float32)
     pilot = _pilot(data, steps)
     runs = []
     for name, (batch, lr) in SETTINGS.items():
@@ -77,7 +78,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     }
 
 
-def _pilot(data: Digits, steps: int) -> dict[str, list[list[float]]]:
+def _pilot(data: Pictures, steps: int) -> dict[str, list[list[float]]]:
     """G and N of each copy of a run at the smaller batch, and what that means for the larger: [copies, 2]."""
     batch, lr = SETTINGS["inside"]
     ensemble = Ensemble(COPIES, WIDTHS, same=True)
@@ -96,7 +97,7 @@ def _pilot(data: Digits, steps: int) -> dict[str, list[list[float]]]:
     }
 
 
-def _instrument(ensemble: Ensemble, copy: int, data: Digits, batch: int, generator: torch.Generator) -> GradientNoise:
+def _instrument(ensemble: Ensemble, copy: int, data: Pictures, batch: int, generator: torch.Generator) -> GradientNoise:
     """`gradient_noise` of one of the networks, as a user has it."""
     net = NormalizedNet(WIDTHS)
     with torch.no_grad():
@@ -153,7 +154,7 @@ def _simulate(level: int) -> dict[str, float]:
     }
 
 
-def _network(data: Digits, batch: int, lr: float, steps: int, level: int, normalized: bool) -> dict[str, Any]:
+def _network(data: Pictures, batch: int, lr: float, steps: int, level: int, normalized: bool) -> dict[str, Any]:
     """Squared norm and loss of many copies from the same weights; level 0 is noisy gradient descent."""
     ensemble = Ensemble(COPIES, WIDTHS, same=True, normalized=normalized)
     generator = torch.Generator().manual_seed(level)
@@ -194,7 +195,7 @@ def _network(data: Digits, batch: int, lr: float, steps: int, level: int, normal
 
 
 @torch.no_grad()
-def _full_loss(ensemble: Ensemble, data: Digits) -> Tensor:
+def _full_loss(ensemble: Ensemble, data: Pictures) -> Tensor:
     return ensemble.losses(data.train_BP[None], data.train_B[None])
 
 
