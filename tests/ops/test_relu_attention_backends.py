@@ -244,7 +244,7 @@ class TestChoice:
         ],
     )
     def test_on_cuda_the_reason_says_what_stood_in_the_way_of_triton(self, monkeypatch, width, dtype, found, obstacle):
-        monkeypatch.setattr(choice, "find_spec", lambda name: found)
+        monkeypatch.setattr(choice, "installed", lambda: found is not None)
         monkeypatch.setattr(choice, "interpreting", lambda: False)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
         with FakeTensorMode():
@@ -330,10 +330,10 @@ def test_errors_come_first_and_teach(inputs, options, error, sentence):
 
 
 def test_triton_is_refused_where_it_cannot_run(monkeypatch):
-    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice, "installed", lambda: False)
     with pytest.raises(ValueError, match=r"not installed: pip install 'sibert\[triton\]'"):
         relu_attention(Q, K4, K4, backend="triton")
-    monkeypatch.setattr(choice, "find_spec", lambda name: True)
+    monkeypatch.setattr(choice, "installed", lambda: True)
     monkeypatch.setattr(choice, "interpreting", lambda: False)
     with pytest.raises(ValueError, match="needs a CUDA device"):
         relu_attention(Q, K4, K4, backend="triton")
