@@ -170,13 +170,13 @@ def lamb(model: nn.Module, rate: float, weight_decay: float = 0.01) -> Optimizer
     return Lamb(groups, lr=rate, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
-def muon(model: nn.Module, rate: float) -> Optimizer:
+def muon(model: nn.Module, rate: float, weight_decay: float = WEIGHT_DECAY, b2: float = BETAS[1]) -> Optimizer:
     """Muon for the hidden matrices, AdamW at the same rate for the rest, by the update size that AdamW would have."""
     hidden, rest = _hidden(model)
     if not hidden[0].is_cuda:
         torch.optim._muon._zeropower_via_newtonschulz = newton_schulz
-    muon = torch.optim.Muon(hidden, lr=rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
-    return Hybrid([muon, torch.optim.AdamW(rest, lr=rate, betas=BETAS, weight_decay=0.0)])
+    muon = torch.optim.Muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Hybrid([muon, torch.optim.AdamW(rest, lr=rate, betas=(BETAS[0], b2), weight_decay=0.0)])
 
 
 def adafactor(model: nn.Module, rate: float) -> Optimizer:
@@ -291,6 +291,10 @@ CONTESTANTS: dict[str, Contestant] = {
         "BERT, SGD with clipping at norm 1", prenorm, sgd, grid(1e-2, 10.0), max_grad_norm=1.0
     ),
     "bert-sinkgd": Contestant("BERT, SinkGD + AdamW", prenorm, sinkgd, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
+    # On absolute positions none of these leaves the plateau of the unigrams; the stronger architecture gets them too.
+    "bert-modern-lamb": Contestant("ModernBERT, LAMB", modern, lamb, grid(1e-3, 1.28e-1), **ADAPTIVE),
+    "bert-modern-muon": Contestant("ModernBERT, Muon + AdamW", modern, muon, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
+    "bert-modern-sinkgd": Contestant("ModernBERT, SinkGD + AdamW", modern, sinkgd, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
     "ngpt-adam": Contestant("nGPT-style encoder, Adam", normalized, projected_adam, grid(2.5e-4, 3.2e-2)),
     "sibert-joint": Contestant(
         "SIBERT joint (the paper), ClippedSGD", sibert("joint"), clipped_sgd, grid(2e-4, 2.56e-2)

@@ -37,7 +37,10 @@ OF_ADAMW = [
     {"b2": 0.999},
 ]
 OF_MATRIX = [{"schedule": "linear"}, {"warmup_share": 0.05}, {"clip": 4.0}, {"table_rate": 0.3}, {"table_rate": 3.0}]
-RECIPES: dict[str, list[dict[str, Any]]] = {**dict.fromkeys(ADAMW, OF_ADAMW), "sibert-matrix": OF_MATRIX}
+RECIPES: dict[str, list[dict[str, Any]]] = {
+    **dict.fromkeys((*ADAMW, "bert-modern-muon"), OF_ADAMW),
+    "sibert-matrix": OF_MATRIX,
+}
 ABLATIONS: list[dict[str, Any]] = [
     *({one: True} for one in ("one_group", "table_rows", "equal_rows")),
     {"table_rate": 0.1},
