@@ -36,10 +36,10 @@ OF_ADAMW = [
     {"weight_decay": 0.3},
     {"b2": 0.999},
 ]
-OF_MATRIX = [{"schedule": "linear"}, {"warmup_share": 0.05}, {"clip": 4.0}, {"table_rate": 0.3}, {"table_rate": 3.0}]
+OF_CLIPPED = [{"schedule": "linear"}, {"warmup_share": 0.05}, {"clip": 4.0}, {"table_rate": 0.3}, {"table_rate": 3.0}]
 RECIPES: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys((*ADAMW, "bert-modern-muon"), OF_ADAMW),
-    "sibert-matrix": OF_MATRIX,
+    **dict.fromkeys(("sibert-matrix", "sibert-row"), OF_CLIPPED),
 }
 ABLATIONS: list[dict[str, Any]] = [
     *({one: True} for one in ("one_group", "table_rows", "equal_rows")),
@@ -222,11 +222,14 @@ class Study:
     def final(self) -> None:
         """The long budget.
 
-        Finalists go down the grid from the best rate of the search to one that beats both neighbours, which is then
+        The best variation of a finalist's recipe has to confirm itself against the plain one. With the better of the
+        two it goes down the grid from the best rate of the search to one that beats both neighbours, which is then
         run with the other seeds. The others are run at the best rate of the search and at the next lower one: longer
         runs want lower rates.
         """
         finalists = self.finalists()
+        self.run(self.long(name, self.best_rate(name), options=self.best_options(name)) for name in finalists)
+        self.run(self.long(name, self.best_rate(name), options=PLAIN) for name in finalists)
         while missing := [trial for name in finalists for trial in self.around(name) if trial.key not in self.records]:
             self.run(missing)
         self.run(
@@ -253,14 +256,24 @@ class Study:
         return self.long("sibert-matrix", self.final_rate("sibert-matrix"), tokens=tokens, seed=seed)
 
     def long(self, contestant: str, rate: float, **fields: Any) -> Trial:
-        """A trial of the long budget with the best variation of the recipe."""
+        """A trial of the long budget with the recipe that is best there."""
         return self.trial(
-            contestant, rate, **({"tokens": self.scale.long, "options": self.best_options(contestant)} | fields)
+            contestant, rate, **({"tokens": self.scale.long, "options": self.final_options(contestant)} | fields)
         )
+
+    def final_options(self, contestant: str) -> dict[str, Any]:
+        """The better of the plain recipe and its best variation at the long budget; the latter before there is any."""
+        rate, found = self.best_rate(contestant), self.best_options(contestant)
+        known = [
+            (finite(record), index, options)
+            for index, options in enumerate([PLAIN, found])
+            if (record := self.find(self.trial(contestant, rate, tokens=self.scale.long, options=options)))
+        ]
+        return min(known)[2] if known else found
 
     def final_rate(self, contestant: str) -> float:
         """The rate with the lowest loss at the long budget, seed 0; before there is any, that of the search."""
-        fields = {"tokens": self.scale.long, "options": self.best_options(contestant)}
+        fields = {"tokens": self.scale.long, "options": self.final_options(contestant)}
         losses = self.search(contestant, **fields) or {self.best_rate(contestant): 0.0}
         return min(losses, key=losses.__getitem__)
 
