@@ -210,6 +210,7 @@ def clipped_sgd(
     one_group: bool = False,
     table_rows: bool = False,
     clip: float | None = 2.0,
+    two_sided: bool | None = None,
     table_rate: float = 1.0,
     lr_factor: float = 1.0,
     trunk_lr_factor: float = 1.0,
@@ -222,6 +223,7 @@ def clipped_sgd(
         one_group: All matrices as one vector: the model stays what it is, but its rotation is not balanced.
         table_rows: Each row of a table as a vector of its own.
         clip: As for `ClippedSGD`.
+        two_sided: As for `build_optimizer`.
         table_rate: Intrinsic learning rate of tables, relative to the other matrices.
         lr_factor: After the first step, which calibrates eta, multiply eta and divide lambda: a wrong guess of the
             learning rate at the same eta lambda, or, the same thing, parameters that are wrong by its square root.
@@ -236,7 +238,7 @@ def clipped_sgd(
     if table_rows:
         groups |= {name: replace(group, rows=True) for name, group in groups.items() if _is_table(name)}
     model.scale_invariant_groups = lambda: groups  # type: ignore[method-assign]
-    optimizer = build_optimizer(model, intrinsic_lr=rate, clip=clip)
+    optimizer = build_optimizer(model, intrinsic_lr=rate, clip=clip, two_sided=two_sided)
     for table in optimizer.param_groups:
         if _is_table(table["name"]):
             table["intrinsic_lr"] *= table_rate
@@ -253,13 +255,18 @@ def clipped_sgd(
     return optimizer
 
 
+def one_sided(model: SibertForMaskedLM, rate: float, **options: Any) -> Optimizer:
+    """Algorithm 1 of the paper for each group: clipped from above alone."""
+    return clipped_sgd(model, rate, two_sided=False, **options)
+
+
 def spectral(model: SibertForMaskedLM, rate: float) -> Optimizer:
     """ClippedSGD whose gradient of each hidden matrix is replaced by its polar factor, at the same norm.
 
     Steepest descent in the spectral norm, as Muon without its momentum; no state. It is not SGD any more: not a row of
     the headline, but a measure of what an even spectrum of the updates is worth.
     """
-    optimizer = clipped_sgd(model, rate)
+    optimizer = one_sided(model, rate)
     hidden, _ = _hidden(model)
 
     @torch.no_grad()
@@ -307,11 +314,24 @@ CONTESTANTS: dict[str, Contestant] = {
         model_options=("equal_rows",),
     ),
     # Not rows of the headline: how much is the architecture, how much the optimizer?
+    "sibert-matrix-one-sided": Contestant(
+        "SIBERT matrix, ClippedSGD from above alone",
+        sibert("matrix"),
+        one_sided,
+        grid(2e-4, 2.56e-2),
+        model_options=("equal_rows",),
+    ),
+    "sibert-row-one-sided": Contestant(
+        "SIBERT row, ClippedSGD from above alone", sibert("row"), one_sided, grid(2e-4, 2.56e-2)
+    ),
     "sibert-matrix-adamw": Contestant(
         "SIBERT matrix, AdamW", sibert("matrix"), adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE
     ),
     "sibert-matrix-spectral": Contestant(
-        "SIBERT matrix, ClippedSGD with polar gradients", sibert("matrix"), spectral, grid(2e-4, 2.56e-2)
+        "SIBERT matrix, ClippedSGD from above alone with polar gradients",
+        sibert("matrix"),
+        spectral,
+        grid(2e-4, 2.56e-2),
     ),
     "sibert-row": Contestant("SIBERT row, ClippedSGD", sibert("row"), clipped_sgd, grid(2e-4, 2.56e-2)),
 }

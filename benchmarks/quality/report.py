@@ -284,11 +284,12 @@ def trunk_angles(record: Record, part: float = 0.5) -> dict[str, list[float]]:
 def instrumented(study: Study, found: Mapping[str, Final]) -> dict[str, Record]:
     """Label -> run, for the tables and figures of rotation."""
     runs = {CONTESTANTS[name].label: found[name].runs[0] for name in (*OURS, *ADAMW) if name in found}
-    losses = study.search("sibert-matrix", options={"one_group": True})
+    one_group = ABLATIONS[0]
+    losses = study.search("sibert-matrix", options=one_group)
     if losses:
         rate = min(losses, key=losses.__getitem__)
         runs["SIBERT matrix, all in one group"] = study.records[
-            study.trial("sibert-matrix", rate, options={"one_group": True}).key
+            study.trial("sibert-matrix", rate, options=one_group).key
         ]
     return {label: run for label, run in runs.items() if trunk_angles(run)}
 

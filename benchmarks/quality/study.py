@@ -39,10 +39,13 @@ OF_ADAMW = [
 OF_CLIPPED = [{"schedule": "linear"}, {"warmup_share": 0.05}, {"clip": 4.0}, {"table_rate": 0.3}, {"table_rate": 3.0}]
 RECIPES: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys((*ADAMW, "bert-modern-muon"), OF_ADAMW),
-    **dict.fromkeys(("sibert-matrix", "sibert-row"), OF_CLIPPED),
+    **dict.fromkeys(("sibert-matrix", "sibert-row", "sibert-matrix-one-sided"), OF_CLIPPED),
 }
 ABLATIONS: list[dict[str, Any]] = [
-    *({one: True} for one in ("one_group", "table_rows", "equal_rows")),
+    {"one_group": True, "two_sided": True},
+    {"one_group": True},
+    {"table_rows": True},
+    {"equal_rows": True},
     {"table_rate": 0.1},
     {"clip": None},
 ]

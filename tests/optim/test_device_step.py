@@ -120,6 +120,8 @@ def test_groups_of_every_kind_step_side_by_side():
         {"intrinsic_lr": 0.05},
         {"lr": 0.3, "weight_decay": 0.1},
         {"lr": 0.3, "weight_decay": 0.0, "clip": None},
+        {"lr": 0.01, "weight_decay": 5.0, "two_sided": True},
+        {"lr": 0.01, "weight_decay": 5.0, "two_sided": True, "rows": True},
         {"intrinsic_lr": 0.05, "rows": True},
         {"lr": 0.3, "weight_decay": 0.1, "rows": True},
         {"intrinsic_lr": 0.05, "implementation": "reference"},

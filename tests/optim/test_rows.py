@@ -73,7 +73,13 @@ def train_row_by_row(weight, bias, **options):
 @pytest.mark.usefixtures("decides")
 @pytest.mark.parametrize(
     "options",
-    [{"intrinsic_lr": 0.02}, {"lr": 0.3, "weight_decay": 0.1}, {"lr": 0.3, "weight_decay": 0.0, "clip": None}],
+    [
+        {"intrinsic_lr": 0.02},
+        {"intrinsic_lr": 0.02, "two_sided": True},
+        {"lr": 0.3, "weight_decay": 0.1},
+        {"lr": 0.3, "weight_decay": 0.1, "two_sided": True},
+        {"lr": 0.3, "weight_decay": 0.0, "clip": None},
+    ],
 )
 @pytest.mark.parametrize("implementation", ["reference", None])
 def test_a_group_of_rows_steps_as_a_group_for_each_row(options, implementation):

@@ -82,6 +82,12 @@ def pretrain(
     ),
     weight_decay: float = typer.Option(None, help="Weight decay.", rich_help_panel=OPTIMIZER),
     clip: str = typer.Option("2.0", help="Relative Global Clipping: sqrt(C), or none.", rich_help_panel=OPTIMIZER),
+    two_sided: bool = typer.Option(
+        None,
+        "--two-sided/--one-sided",
+        help="Clip short gradients, too. Default: yes, joint no.",
+        rich_help_panel=OPTIMIZER,
+    ),
     head_lr: float = typer.Option(
         None, help="Learning rate of the head. Default: 0.003, joint 0.01.", rich_help_panel=OPTIMIZER
     ),

@@ -57,6 +57,7 @@ class Rates:
         momentum: m, of "sgd".
         betas: b1 and b2, of the others.
         clip: sqrt(C) of `ClippedSGD`; None = no clipping.
+        two_sided: Of `ClippedSGD`.
     """
 
     rule: Literal["sgd", "adamw", "lion"]
@@ -65,6 +66,7 @@ class Rates:
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = None
+    two_sided: bool = False
 
     @property
     def intrinsic_lr(self) -> float:
@@ -196,8 +198,9 @@ class Stepped:
         moves_JR = seen.gradient_JR > 0.0
         clip_JR = torch.ones_like(seen.gradient_JR)
         if rates.clip is not None:
-            bound_R = rates.clip * math.sqrt(2.0 * gamma) * seen.norm_R / self.lr_R
-            clip_JR = (bound_R / seen.gradient_JR.clamp(min=1e-300)).clamp(max=1.0)
+            relative_JR = math.sqrt(2.0 * gamma) * seen.norm_R / self.lr_R / seen.gradient_JR.clamp(min=1e-300)
+            least_JR = (relative_JR / rates.clip).clamp(min=1.0) if rates.two_sided else clip_JR
+            clip_JR = torch.where(moves_JR, torch.minimum(least_JR, rates.clip * relative_JR), 1.0)
         count_R = moves_JR.sum(0).clamp(min=1)
         sigma_R = ((clip_JR * seen.gradient_JR * seen.norm_R).square().sum(0) / count_R).sqrt()
         if rates.rule == "sgd":
@@ -410,9 +413,9 @@ def _of_settings(optimizer: Optimizer, settings: Mapping[str, Any], group: Group
         return "its learning rate is 0: it is not moved"
     like_R = torch.ones_like(seen.norm_R)
     if isinstance(optimizer, ClippedSGD):
-        clip = settings["clip"]
+        clipping = {"clip": settings["clip"], "two_sided": settings["two_sided"]}
         if settings["intrinsic_lr"] is None:
-            return Stepped(group, Rates("sgd", lr, float(settings["weight_decay"]), clip=clip), lr * like_R)
+            return Stepped(group, Rates("sgd", lr, float(settings["weight_decay"]), **clipping), lr * like_R)
         gamma = float(settings["intrinsic_lr"])
         kept = optimizer.state[settings["params"][0]].get("eta") if settings["rows"] else settings["eta"]
         eta_R = torch.zeros_like(like_R) if kept is None else kept.detach().double().cpu() * like_R
@@ -424,7 +427,7 @@ def _of_settings(optimizer: Optimizer, settings: Mapping[str, Any], group: Group
             return "no gradient has reached it, and its learning rate is calibrated from the first one"
         eta = float(known_R.median())
         eta_R = torch.where(eta_R > 0.0, eta_R, eta)
-        return Stepped(group, Rates("sgd", lr * eta, gamma / eta, clip=clip), lr * eta_R)
+        return Stepped(group, Rates("sgd", lr * eta, gamma / eta, **clipping), lr * eta_R)
     decay = float(settings.get("weight_decay", 0.0))
     if decay and isinstance(optimizer, SGD | Adam) and (reason := unbalanced(settings)):
         return reason

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sibert.optim import synchronisation
-from sibert.optim.device_step import step_vectors
+from sibert.optim.device_step import clip_factor, relative_bounds, step_vectors
 from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, host_gamma
 from sibert.optim.joint_step import Measurement
-from sibert.optim.norm_floor import NormFloor
+from sibert.optim.norm_bounds import NormBounds
 from sibert.optim.norms import home_of, squared_norm, squared_norms, squared_norms_on_host
 from sibert.optim.rounding import Noise
 from sibert.optim.rows import (
@@ -67,6 +67,16 @@ class ClippedSGD(Optimizer):
     |x|^2 = sigma sqrt(eta / (lambda (2 - eta lambda))). There |g| = sqrt(lambda (2 - eta lambda) / eta) |x|, which is
     close to sqrt(2 lambda / eta) |x|: gradients longer than `clip` times those of equilibrium are clipped.
 
+    **From both sides.** The clip factor shortens a step that is too long for its x, but nothing lengthens one that is
+    too short. |x| grows at once when gradients grow, and when they shrink it follows by a share of gamma a step: for
+    hundreds of steps it is too large, and the group hardly turns. With `two_sided`
+
+        s = min(max(1, r / clip), clip r),        r = sqrt(2 lambda / eta) |x| / |g|,
+
+    and a step turns the group by sqrt(2 gamma) / clip at least and clip sqrt(2 gamma) at most, whatever |x| and |g|
+    are: |x| may start anywhere, and directions lose no time. As clip > 1 the decay still wins over lengthened
+    gradients, and the norm goes to the same equilibrium. Gradients that vanish have to meet a schedule that ends at 0.
+
     **Intrinsic mode.** For a scale-invariant loss the directions x/|x| depend on eta and lambda through
     gamma = eta lambda alone, if the run starts at the equilibrium norm (Lemma 2.4: (eta, lambda, x) and
     (c^2 eta, lambda/c^2, c x) visit the same directions). So `intrinsic_lr` = gamma may be given instead of lr and
@@ -89,9 +99,10 @@ class ClippedSGD(Optimizer):
     that steps shorter than the distance of two neighbours count in the mean and no float32 copy is needed. The noise
     depends on group, step and parameter alone, not on torch's generators: a resumed run goes on bit for bit.
 
-    **Group keys.** "lr", "weight_decay", "clip", "intrinsic_lr", "rows", "implementation" and "stochastic_rounding" may
-    be set for each group, also "name" (default "group0", ...) and "scale_invariant" (default True; False says that the
-    gradient is not orthogonal to x, and the norm is then measured at every step for the statistics). A group with
+    **Group keys.** "lr", "weight_decay", "clip", "two_sided", "intrinsic_lr", "rows", "implementation" and
+    "stochastic_rounding" may be set for each group, also "name" (default "group0", ...) and "scale_invariant" (default
+    True; False says that the gradient is not orthogonal to x, and the norm is then measured at every step for the
+    statistics). A group with
     "intrinsic_lr" is in intrinsic mode and its "lr" is the multiplier; a group with "weight_decay" is in explicit mode.
 
     Args:
@@ -99,6 +110,8 @@ class ClippedSGD(Optimizer):
         lr: eta >= 0. Unit: squared parameter per loss.
         weight_decay: lambda >= 0, greater than 0 with clipping; lr * weight_decay < 1.
         clip: sqrt(C) > 1, the longest gradient allowed relative to equilibrium; None for SGD with weight decay alone.
+        two_sided: Whether gradients shorter than 1 / clip of those of equilibrium are lengthened to it. False is
+            Algorithm 1.
         intrinsic_lr: gamma in (0, 1), instead of lr and weight_decay. `default_intrinsic_lr` gives one for a budget.
         implementation: "reference" (the formula in a loop), "foreach" (torch's list functions) or "fused" (torch's
             fused kernel, one pass over the memory; what it does not support goes through "foreach"); None is "fused".
@@ -128,6 +141,7 @@ class ClippedSGD(Optimizer):
         weight_decay: float | None = None,
         *,
         clip: float | None = 2.0,
+        two_sided: bool = False,
         intrinsic_lr: float | None = None,
         implementation: Implementation | None = None,
         stochastic_rounding: bool = True,
@@ -137,12 +151,13 @@ class ClippedSGD(Optimizer):
                 f"give either intrinsic_lr or lr and weight_decay, got {intrinsic_lr=}, {lr=}, {weight_decay=}: "
                 "intrinsic_lr is their product, and eta is calibrated from the first gradient"
             )
-        self._floors: dict[int, NormFloor] = {}
+        self._bounds: dict[int, NormBounds] = {}
         self._released: set[int] = set()
         defaults = {
             "lr": 1.0 if intrinsic_lr is not None else lr,
             "weight_decay": weight_decay,
             "clip": clip,
+            "two_sided": two_sided,
             "intrinsic_lr": intrinsic_lr,
             "implementation": implementation,
             "scale_invariant": True,
@@ -154,9 +169,10 @@ class ClippedSGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy, or `load_state_dict`."""
         super().__setstate__(state)
-        self._floors, self._released = {}, set()
+        self._bounds, self._released = {}, set()
         for group in self.param_groups:
-            group.setdefault("stochastic_rounding", False)  # a run that was saved before there was any
+            for added in ("stochastic_rounding", "two_sided"):
+                group.setdefault(added, False)  # a run that was saved before there was any
             group["statistics"] = renew_record(group["statistics"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -352,29 +368,27 @@ class ClippedSGD(Optimizer):
         A model has many groups, and each operation on a tensor of one number costs a microsecond.
         """
         group = self.param_groups[index]
-        lr, clip, gamma = float(group["lr"]), group["clip"], host_gamma(group)
-        record, floor, norm = read_record(group["statistics"]), self._floor(index, group), None
-        if floor is None or not _certainly_unclipped(group, record, floor, grad, gamma):
+        lr, gamma = float(group["lr"]), host_gamma(group)
+        record, bounds, norm = read_record(group["statistics"]), self._norm_bounds(index, group), None
+        longest, shortest = relative_bounds(group, gamma)
+        if bounds is None or not _certainly_unclipped(group, record, bounds, grad, longest, shortest):
             param_norm = _norm(group["params"], group)
             norm = param_norm.item()
-            if floor is not None:
-                floor.measured(norm)
+            if bounds is not None:
+                bounds.measured(norm)
             if group["intrinsic_lr"] is not None:
                 _calibrate(group, norm, grad)
         eta = lr * (1.0 if group["intrinsic_lr"] is None else group["eta"].item())
-        clip_factor = 1.0
-        if clip is not None and norm is not None:
-            bound = clip * math.sqrt(2.0 * gamma) * norm
-            clip_factor = bound / (eta * grad) if eta * grad > bound else 1.0
+        factor = 1.0 if norm is None else clip_factor(eta * grad, longest * norm, shortest * norm)
         if eta == 0:
             return
-        self._descend(index, gradients, eta * clip_factor)
-        length = eta * clip_factor * grad
-        if floor is not None:
-            floor.follow_step(1.0 - gamma, length)
-            norm = _norm_to_record(record, norm, clip_factor)
+        self._descend(index, gradients, eta * factor)
+        length = eta * factor * grad
+        if bounds is not None:
+            bounds.follow_step(1.0 - gamma, length)
+            norm = _norm_to_record(record, norm, factor)
         assert norm is not None
-        sigma, decayed = clip_factor * grad * norm, (1.0 - gamma) * norm
+        sigma, decayed = factor * grad * norm, (1.0 - gamma) * norm
         values = {
             "gamma": gamma,
             "step_eta": eta,
@@ -383,8 +397,8 @@ class ClippedSGD(Optimizer):
             # Pythagoras: the gradient of a scale-invariant loss is orthogonal to x.
             "next_param_norm": math.hypot(decayed, length),
             "grad_norm": grad,
-            "clip_factor": clip_factor,
-            "window_clipped": float(clip_factor < 1),
+            "clip_factor": factor,
+            "window_clipped": float(factor < 1),
             "window_squared_sigma": sigma * sigma,
             "angular_update": math.atan2(length, decayed),
         }
@@ -409,8 +423,8 @@ class ClippedSGD(Optimizer):
         group["roundings"] = group.get("roundings", 0) + 1
         return Noise(index, group["roundings"])
 
-    def _floor(self, index: int, group: dict[str, Any]) -> NormFloor | None:
-        """Give the group's lower bound, where it saves something and may be kept: whole tensors on the CPU."""
+    def _norm_bounds(self, index: int, group: dict[str, Any]) -> NormBounds | None:
+        """Give the group's bounds, where they save something and may be kept: whole tensors on the CPU."""
         lazy = (
             group["implementation"] in (None, "fused")
             and group["scale_invariant"]
@@ -419,9 +433,9 @@ class ClippedSGD(Optimizer):
         )
         if not lazy:
             return None
-        if index not in self._floors or self._floors[index].tensors is not group["params"]:
-            self._floors[index] = NormFloor(group["params"])
-        return self._floors[index]
+        if index not in self._bounds or self._bounds[index].tensors is not group["params"]:
+            self._bounds[index] = NormBounds(group["params"])
+        return self._bounds[index]
 
     def _check_group(self, group: dict[str, Any], taken: list[str]) -> None:
         name = group["name"]
@@ -447,7 +461,12 @@ def _calibrate(group: dict[str, Any], param_norm: float, grad_norm: float) -> No
 
 
 def _certainly_unclipped(
-    group: dict[str, Any], record: Mapping[str, float], floor: NormFloor, grad_norm: float, gamma: float
+    group: dict[str, Any],
+    record: Mapping[str, float],
+    bounds: NormBounds,
+    grad_norm: float,
+    longest: float,
+    shortest: float,
 ) -> bool:
     """Say whether s = 1 without a look at the parameters; False when it is time for the statistics to look."""
     if record["steps"] % MEASURE_EVERY == 0:
@@ -457,7 +476,10 @@ def _certainly_unclipped(
         if group["eta"].item() == 0:
             return False
         eta *= group["eta"].item()
-    return group["clip"] is None or eta * grad_norm <= group["clip"] * math.sqrt(2.0 * gamma) * floor.value
+    if math.isinf(longest):
+        return True
+    lower, upper = bounds.values()
+    return eta * grad_norm <= longest * lower and (shortest == 0.0 or eta * grad_norm >= shortest * upper)
 
 
 def _norm_to_record(record: Mapping[str, float], measured: float | None, clip_factor: float) -> float:
@@ -472,7 +494,7 @@ def _norm_to_record(record: Mapping[str, float], measured: float | None, clip_fa
         return carried
     scheduled = record["steps"] % MEASURE_EVERY == 0
     wrong = not abs(carried - measured) <= CARRIED_TOLERANCE * measured
-    return measured if scheduled or wrong or clip_factor < 1 else carried
+    return measured if scheduled or wrong or clip_factor != 1 else carried
 
 
 def _norm(tensors: list[Tensor], group: dict[str, Any]) -> Tensor:

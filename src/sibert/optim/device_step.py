@@ -22,7 +22,10 @@ from sibert.optim.shards import local_shard
 from sibert.optim.statistics import record_steps
 from sibert.optim.updates import descend_each
 
-__all__ = ["step_sizes", "step_vectors"]
+__all__ = ["clip_factor", "relative_bounds", "step_sizes", "step_vectors"]
+
+LARGEST_FACTOR = 2.0**60
+"""A gradient that would have to be lengthened more than this is nothing but rounding, and is left as it is."""
 
 
 @torch.no_grad()
@@ -46,15 +49,16 @@ def step_vectors(
     """
     home = home_of(groups[0]["params"])
     gammas = [host_gamma(group) for group in groups]
-    gamma_G, lr_G, calibration_G, bound_G = on_device(
+    gamma_G, lr_G, calibration_G, longest_G, shortest_G = on_device(
         [gammas, [float(group["lr"]) for group in groups], *zip(*map(constants, groups, gammas), strict=True)], home
     )
     intrinsic = [group["eta"] for group in groups if group["intrinsic_lr"] is not None]
     one = torch.ones((), dtype=torch.float64, device=home)
     kept_G = torch.stack([one if group["intrinsic_lr"] is None else group["eta"] for group in groups])
     kept_G, eta_G, clip_G = step_sizes(
-        kept_G, param_norm_G, grad_norm_G, skip, lr=lr_G, calibration=calibration_G, bound=bound_G
-    )
+        kept_G, param_norm_G, grad_norm_G, skip,
+        lr=lr_G, calibration=calibration_G, longest=longest_G, shortest=shortest_G,
+    )  # fmt: skip
     if intrinsic:
         kept = [kept for kept, group in zip(kept_G.unbind(), groups, strict=True) if group["intrinsic_lr"] is not None]
         torch._foreach_copy_(intrinsic, kept)
@@ -99,7 +103,7 @@ def on_device(values: Sequence[Sequence[float]], home: torch.device) -> tuple[Te
     return torch.tensor([list(row) for row in values], dtype=torch.float64).to(home, non_blocking=True).unbind()
 
 
-def constants(group: dict[str, Any], gamma: float) -> tuple[float, float]:
+def constants(group: dict[str, Any], gamma: float) -> tuple[float, float, float]:
     """Give what multiplies norms in `step_sizes`.
 
     Args:
@@ -107,11 +111,43 @@ def constants(group: dict[str, Any], gamma: float) -> tuple[float, float]:
         gamma: eta lambda of this step.
 
     Returns:
-        Calibration sqrt(gamma0 (2 - gamma0)), gamma0 = eta lambda without a schedule, and bound sqrt(C) sqrt(2 gamma).
+        Calibration sqrt(gamma0 (2 - gamma0)), gamma0 = eta lambda without a schedule, and the longest and the shortest
+        step that is not clipped, relative to |x|.
     """
     intrinsic_lr = float(group["intrinsic_lr"] or 0.0)
-    clip = math.inf if group["clip"] is None else group["clip"]
-    return math.sqrt(intrinsic_lr * (2.0 - intrinsic_lr)), clip * math.sqrt(2.0 * gamma) if gamma else math.inf
+    return math.sqrt(intrinsic_lr * (2.0 - intrinsic_lr)), *relative_bounds(group, gamma)
+
+
+def relative_bounds(group: dict[str, Any], gamma: float) -> tuple[float, float]:
+    """Give the longest and the shortest step that is not clipped, relative to |x|.
+
+    Args:
+        group: A group of `ClippedSGD`.
+        gamma: eta lambda of this step.
+
+    Returns:
+        clip sqrt(2 gamma), or infinity without clipping; sqrt(2 gamma) / clip, or 0 where only long ones are clipped.
+    """
+    if group["clip"] is None or not gamma:
+        return math.inf, 0.0
+    angle = math.sqrt(2.0 * gamma)
+    return group["clip"] * angle, angle / group["clip"] if group["two_sided"] else 0.0
+
+
+def clip_factor(length: float, longest: float, shortest: float) -> float:
+    """Give the factor that brings a step between two bounds.
+
+    Args:
+        length: eta |g|.
+        longest: Its upper bound.
+        shortest: Its lower bound, which a step of length 0 cannot be brought to, nor one that is nothing but rounding.
+
+    Returns:
+        s; 1 for a step between the bounds.
+    """
+    if length > longest:
+        return longest / length
+    return shortest / length if shortest > length > shortest / LARGEST_FACTOR else 1.0
 
 
 def step_sizes(
@@ -122,7 +158,8 @@ def step_sizes(
     *,
     lr: Tensor | float,
     calibration: Tensor | float,
-    bound: Tensor | float,
+    longest: Tensor | float,
+    shortest: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give eta and clip factor of every vector; `ClippedSGD` has the formulas.
 
@@ -133,7 +170,8 @@ def step_sizes(
         skip: 0-dim bool tensor; where True, nothing is calibrated.
         lr: Multiplier of the kept eta.
         calibration: Of `constants`.
-        bound: Of `constants`.
+        longest: Of `constants`.
+        shortest: Of `constants`.
 
     Returns:
         Kept eta in its own dtype, eta of this step and clip factor, float64.
@@ -141,6 +179,7 @@ def step_sizes(
     now_I = (kept_I == 0) & (grad_norm_I > 0) & ~skip
     kept_I = torch.where(now_I, (calibration * param_norm_I / grad_norm_I).to(kept_I.dtype), kept_I)
     eta_I = lr * kept_I.double()
-    # |eta g| against its bound rather than |g|: no division by eta, and 0/0 is never selected.
-    length_I, longest_I = eta_I * grad_norm_I, bound * param_norm_I
-    return kept_I, eta_I, torch.where(length_I > longest_I, longest_I / length_I, 1.0)
+    # |eta g| against its bounds rather than |g|: no division by eta, and 0/0 is never selected.
+    length_I, longest_I, shortest_I = eta_I * grad_norm_I, longest * param_norm_I, shortest * param_norm_I
+    clip_I = torch.clamp(length_I, shortest_I, longest_I) / length_I
+    return kept_I, eta_I, torch.where(length_I > shortest_I / LARGEST_FACTOR, clip_I, 1.0)

@@ -115,6 +115,7 @@ def build_optimizer(
     lr: float | None = None,
     weight_decay: float | None = None,
     clip: float | None = 2.0,
+    two_sided: bool | None = None,
     head_lr: float | None = None,
     implementation: Implementation | None = None,
 ) -> Optimizer:
@@ -130,6 +131,8 @@ def build_optimizer(
         lr: eta of the scale-invariant groups.
         weight_decay: lambda of the scale-invariant groups.
         clip: sqrt(C), see `ClippedSGD`.
+        two_sided: See `ClippedSGD`; None = if the model has several groups, each of which has to keep up with the
+            others. A model that is one group gets Algorithm 1 of the paper.
         head_lr: Learning rate of the head; None = 1e-2 with LAMB (a relative step length), 3e-3 with AdamW.
         implementation: See `ClippedSGD`.
 
@@ -146,7 +149,15 @@ def build_optimizer(
     optimizers: list[Optimizer] = []
     if invariant:
         optimizers.append(
-            ClippedSGD(invariant, lr, weight_decay, clip=clip, intrinsic_lr=intrinsic_lr, implementation=implementation)
+            ClippedSGD(
+                invariant,
+                lr,
+                weight_decay,
+                clip=clip,
+                two_sided=len(invariant) > 1 and clip is not None if two_sided is None else two_sided,
+                intrinsic_lr=intrinsic_lr,
+                implementation=implementation,
+            )
         )
     if head:
         optimizers.append(_head_optimizer(head[0], head_lr))

@@ -67,6 +67,13 @@ def check_hyper_parameters(group: dict[str, Any]) -> None:
             f"{name}: clip must be greater than 1, got {clip}: it is the longest gradient allowed, relative to the "
             "gradients of equilibrium, and at 1 or less these would be clipped, too; use 2, or None for no clipping"
         )
+    if not isinstance(group["two_sided"], bool):
+        raise TypeError(f"{name}: two_sided must be True or False, got {group['two_sided']!r}")
+    if group["two_sided"] and clip is None:
+        raise ValueError(
+            f"{name}: two_sided needs a clip factor, got clip=None: gradients are brought between 1 / clip and clip "
+            "times those of equilibrium; give clip=2.0, or two_sided=False"
+        )
     if group["implementation"] not in (None, *IMPLEMENTATIONS):
         raise ValueError(
             f"{name}: implementation must be None or one of {IMPLEMENTATIONS}, got {group['implementation']!r}"

@@ -190,7 +190,7 @@ def step_rows(
     parameters = [local_shard(p) for p in group["params"]]
     descents = [None if gradient is None else local_shard(gradient) for gradient in gradients]
     gamma, never = host_gamma(group), torch.zeros((), dtype=torch.bool)
-    calibration, bound = constants(group, gamma)
+    calibration, longest, shortest = constants(group, gamma)
     kept_R = _kept_eta(group, state, grad_norms_R)
     generators = None if noise is None else noise.generators(parameters)
     found = []
@@ -199,7 +199,7 @@ def step_rows(
         norms_R = squared_row_norms(block, wide=group["implementation"] == "reference").sqrt()
         calibrated_R, eta_R, clip_R = step_sizes(
             kept_R[rows], norms_R, grad_norms_R[rows], never,
-            lr=float(group["lr"]), calibration=calibration, bound=bound,
+            lr=float(group["lr"]), calibration=calibration, longest=longest, shortest=shortest,
         )  # fmt: skip
         kept_R[rows] = calibrated_R
         moves_R = eta_R * grad_norms_R[rows] > 0
@@ -246,12 +246,15 @@ def step_rows_each(
     gammas = [host_gamma(group) for group in groups]
     lists = [gammas, [float(group["lr"]) for group in groups], *zip(*map(constants, groups, gammas), strict=True)]
     gamma_G, *numbers = on_device(lists, home)
-    gamma_R, lr_R, calibration_R, bound_R = (number_G[_owners(counts, home)] for number_G in (gamma_G, *numbers))
+    gamma_R, lr_R, calibration_R, longest_R, shortest_R = (
+        number_G[_owners(counts, home)] for number_G in (gamma_G, *numbers)
+    )
     grad_norm_R, norm_R = torch.cat(list(grad_norms)), squared_row_norms_each(parameters).sqrt()
     kept = [_kept_eta(*each) for each in zip(groups, states, grad_norms, strict=True)]
     kept_R, eta_R, clip_R = step_sizes(
-        torch.cat(kept), norm_R, grad_norm_R, skip, lr=lr_R, calibration=calibration_R, bound=bound_R
-    )
+        torch.cat(kept), norm_R, grad_norm_R, skip,
+        lr=lr_R, calibration=calibration_R, longest=longest_R, shortest=shortest_R,
+    )  # fmt: skip
     torch._foreach_copy_(kept, list(torch.split(kept_R, list(counts))))
     moves_R = (eta_R * grad_norm_R > 0) & ~skip
     _descend_each(parameters, descents, counts, gamma_R, eta_R * clip_R, moves_R, skip, groups, noises)

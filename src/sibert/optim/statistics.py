@@ -59,7 +59,7 @@ class GroupStatistics:
         effective_lr: eta / |x|^2: learning rate on the unit sphere, per unit of loss.
         param_norm: |x| before the last step.
         grad_norm: |g| before clipping.
-        clip_factor: s, in (0, 1]; 1 where nothing was clipped.
+        clip_factor: s; 1 where nothing was clipped, above 1 where two-sided clipping lengthened the gradient.
         clipped_fraction: Fraction of the window's steps with s < 1; the window starts at the last reset.
         mean_squared_sigma: Mean over the window of (s |g| |x|)^2, the squared norm of the clipped gradient at x/|x|.
             Unit: squared loss.

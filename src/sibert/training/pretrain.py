@@ -154,6 +154,7 @@ def build_training_optimizer(
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             clip=recipe.clip,
+            two_sided=recipe.two_sided,
             head_lr=recipe.head_lr,
             implementation="reference" if recipe.backend == "reference" else None,
         )

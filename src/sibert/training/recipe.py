@@ -38,7 +38,8 @@ class PretrainRecipe:
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for its twins); `steps`; `intrinsic_lr` =
     eta * lambda (None = 10 / steps, at most 0.001, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C),
-    None = no clipping; `head_lr` of the head, which is not invariant (None = as `build_optimizer`); `schedule`;
+    None = no clipping; `two_sided`, whether short gradients are clipped, too (None = yes, but not in the paper's joint
+    form); `head_lr` of the head, which is not invariant (None = as `build_optimizer`); `schedule`;
     `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`, the
     absolute clipping of the twins.
 
@@ -85,6 +86,7 @@ class PretrainRecipe:
     lr: float | None = None
     weight_decay: float | None = None
     clip: float | None = 2.0
+    two_sided: bool | None = None
     head_lr: float | None = None
     schedule: ScheduleName = "cosine"
     warmup_steps: int | None = None

@@ -1,21 +1,22 @@
-"""A lower bound on the norm of a group: the reason why most steps need not measure it.
+"""Bounds on the norm of a group: the reason why most steps need not measure it.
 
-The step size needs |x| only to decide whether the gradient is clipped, s < 1, and it rarely is. From x to
+The step size needs |x| only to decide whether the gradient is clipped, and it rarely is. From x to
 x' = (1 - eta lambda) x - eta s g the triangle inequality gives
 
-    |x'| >= (1 - eta lambda) |x| - eta s |g|,
+    (1 - eta lambda) |x| - eta s |g|  <=  |x'|  <=  (1 - eta lambda) |x| + eta s |g|,
 
-so one measurement bounds the norm from below for many steps. If a gradient would not be clipped even at that bound, it
-is not clipped, and the pass over x is saved: one memory read in four. When the bound cannot decide, the norm is
-measured. The bound is a proof, no estimate: it never changes what a step does.
+so one measurement bounds the norm from both sides for many steps. If a gradient would not be clipped even at the worse
+bound, it is not clipped, and the pass over x is saved: one memory read in four. When the bounds cannot decide, the norm
+is measured. They are a proof, no estimate: they never change what a step does.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["NormFloor"]
+__all__ = ["NormBounds"]
 
 MEASURING_ERROR = 1e-5
 """Relative error that a measured norm may have; the float32 rows of `norms` are good to about 1e-7."""
@@ -25,8 +26,8 @@ PROBES = 8
 """Tensors of which one entry is watched."""
 
 
-class NormFloor:
-    """A number that is certainly not above the norm of some tensors, for as long as only `follow_step` changes them.
+class NormBounds:
+    """Two numbers between which the norm of some tensors lies, for as long as only `follow_step` changes them.
 
     Args:
         tensors: The tensors whose joint norm is bounded.
@@ -34,16 +35,20 @@ class NormFloor:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
-        self._floor = 0.0
+        self._lower, self._upper = 0.0, math.inf
         self._identity: list[tuple[int, int] | float] | None = None
         self._probed = sorted(tensors, key=torch.numel, reverse=True)[:PROBES]
         # Rounding to the stored dtype moves each entry by at most eps/2 of itself, twice where the step rounds twice.
         self._rounding = max(torch.finfo(tensor.dtype).eps for tensor in tensors)
 
-    @property
-    def value(self) -> float:
-        """The bound; 0, which is always true, where a tensor was changed from outside since the last call."""
-        return self._floor if self._identity == self._observe() else 0.0
+    def values(self) -> tuple[float, float]:
+        """Give the bounds.
+
+        Returns:
+            Lower and upper; 0 and infinity, which are always true, where a tensor was changed from outside since the
+            last call.
+        """
+        return (self._lower, self._upper) if self._identity == self._observe() else (0.0, math.inf)
 
     def measured(self, norm: float) -> None:
         """Start again from a measurement.
@@ -51,7 +56,7 @@ class NormFloor:
         Args:
             norm: The norm of the tensors as they are now.
         """
-        self._floor = norm * (1.0 - MEASURING_ERROR)
+        self._lower, self._upper = norm * (1.0 - MEASURING_ERROR), norm * (1.0 + MEASURING_ERROR)
         self._identity = self._observe()
 
     def follow_step(self, decay: float, step_length: float) -> None:
@@ -61,8 +66,9 @@ class NormFloor:
             decay: 1 - eta lambda.
             step_length: eta s |g|.
         """
-        stepped = decay * self._floor - step_length * (1.0 + MEASURING_ERROR)
-        self._floor = max(0.0, stepped * (1.0 - 2.0 * self._rounding))
+        longest = step_length * (1.0 + MEASURING_ERROR)
+        self._lower = max(0.0, (decay * self._lower - longest) * (1.0 - 2.0 * self._rounding))
+        self._upper = (decay * self._upper + longest) * (1.0 + 2.0 * self._rounding)
         self._identity = self._observe()
 
     def _observe(self) -> list[tuple[int, int] | float]:
