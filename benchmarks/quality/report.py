@@ -106,7 +106,9 @@ def search_table(study: Study) -> str:
     rows = []
     for name, contestant in CONTESTANTS.items():
         losses = study.search(name)
-        best = min(losses.values(), default=None)
+        if not losses:
+            continue
+        best = min(losses.values())
         cells = [
             f"{rate:g}: {'**' * (loss == best)}{shown(loss)}{'**' * (loss == best)}" for rate, loss in losses.items()
         ]
@@ -118,8 +120,9 @@ def variations_table(study: Study, contestants: Mapping[str, Sequence[Mapping[st
     """What a variation changes at the best rate among those tried with it."""
     rows = []
     for name, variations in contestants.items():
-        base = study.best_rate(name)
-        plain = study.search(name)[base]
+        if not (searched := study.search(name)):
+            continue
+        plain = min(searched.values())
         for options in variations:
             losses = study.search(name, options=options)
             if losses:
@@ -134,7 +137,7 @@ def variations_table(study: Study, contestants: Mapping[str, Sequence[Mapping[st
 def finals(study: Study) -> dict[str, Final]:
     """The long runs, best first."""
     found = []
-    for name in CONTESTANTS:
+    for name in filter(study.search, CONTESTANTS):
         known = {rate: study.find(study.long(name, rate)) for rate in CONTESTANTS[name].rates}
         losses = {rate: finite(record) for rate, record in known.items() if record}
         if losses:
@@ -387,7 +390,7 @@ def main() -> None:
     parts = {"Search": search_table(study)}
     found: dict[str, Final] = {}
     runs: dict[str, Record] = {}
-    if all(study.search(contestant) for contestant in CONTESTANTS):
+    if all(study.search(contestant) for contestant in (*OURS, *ADAMW)):
         found = finals(study)
         runs = instrumented(study, found)
         parts |= {

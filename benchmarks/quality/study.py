@@ -219,8 +219,12 @@ class Study:
 
     def finalists(self) -> list[str]:
         """The better BERT with AdamW, the best other method that keeps state, and the three of ours."""
-        others = [name for name in CONTESTANTS if name.startswith(("bert", "ngpt")) and name not in ADAMW]
-        return [min(ADAMW, key=self.best), min(others, key=self.best), *OURS]
+        others = [
+            name
+            for name in CONTESTANTS
+            if name.startswith(("bert", "ngpt")) and name not in ADAMW and self.search(name)
+        ]
+        return [min(ADAMW, key=self.best), *([min(others, key=self.best)] if others else []), *OURS]
 
     def final(self) -> None:
         """The long budget.
@@ -266,11 +270,11 @@ class Study:
 
     def final_options(self, contestant: str) -> dict[str, Any]:
         """The better of the plain recipe and its best variation at the long budget; the latter before there is any."""
-        rate, found = self.best_rate(contestant), self.best_options(contestant)
+        found = self.best_options(contestant)
         known = [
-            (finite(record), index, options)
+            (min(losses.values()), index, options)
             for index, options in enumerate([PLAIN, found])
-            if (record := self.find(self.trial(contestant, rate, tokens=self.scale.long, options=options)))
+            if (losses := self.search(contestant, tokens=self.scale.long, options=options))
         ]
         return min(known)[2] if known else found
 
