@@ -326,13 +326,14 @@ class Study:
         fields: dict[str, Any] = {"tokens_per_step": min(self.scale.other_batches), "tokens": self.scale.short}
         trunk: list[dict[str, Any]] = [PLAIN, {"trunk_lr_factor": 1e2}, {"trunk_lr_factor": 1e-2}]
         whole: list[dict[str, Any]] = [PLAIN, {"lr_factor": 1e2}, {"lr_factor": 1e-2}]
-        variations = {"sibert-joint": trunk, "sibert-matrix": [*trunk, whole[1]], "sibert-row": trunk}
+        variations = {"sibert-joint": trunk, "sibert-matrix-one-sided": [*trunk, whole[1]], "sibert-matrix": trunk}
+        variations |= {"sibert-row": trunk}
         variations |= {min(ADAMW, key=self.best): whole, "bert-sgd": whole}
         return [
             [
                 self.trial(
                     name,
-                    MISJUDGED_RATE if name in OURS else self.best_rate(name),
+                    MISJUDGED_RATE if name.startswith("sibert") else self.best_rate(name),
                     options={"schedule": "constant", **options},
                     **fields,
                 )

@@ -10,7 +10,7 @@ from baselines import NormalizedBert, SinkGD
 from contestants import CONTESTANTS, Sizes, clipped_sgd
 from corpus import Corpus
 from report import tokens_until
-from study import Study
+from study import RECIPES, Study
 from trial import Trial, angles, run_trial
 
 from sibert.models import SibertConfig, SibertForMaskedLM
@@ -123,3 +123,24 @@ def test_a_study_picks_the_best_rate_and_passes_over_what_diverged(tmp_path, mon
         study.records[trial.key] = {"loss": loss}
     assert study.best_rate("bert-sgd") == CONTESTANTS["bert-sgd"].rates[1]
     assert study.neighbours("bert-sgd", CONTESTANTS["bert-sgd"].rates[0]) == CONTESTANTS["bert-sgd"].rates[:2]
+
+
+def test_the_long_budget_decides_between_recipes(tmp_path, monkeypatch):
+    """What is best in short runs need not be in long ones; the best long run of all is what a contestant is given."""
+    monkeypatch.setattr("study.results", lambda scale: tmp_path / f"{scale}.jsonl")
+    study = Study("cpu", [], workers=1, device="cpu")
+    name, (low, high) = "sibert-matrix", CONTESTANTS["sibert-matrix"].rates[3:5]
+    variation, long = RECIPES[name][1], {"tokens": study.scale.long}
+
+    def keep(rate, loss, **fields):
+        study.records[study.trial(name, rate, **fields).key] = {"loss": loss}
+
+    keep(low, 5.2)
+    keep(high, 5.1)
+    keep(high, 4.9, options=variation)
+    assert study.long(name, high).options == variation
+    keep(high, 3.7, options=variation, **long)
+    keep(low, 3.6, **long)
+    assert study.final_options(name) == {}
+    assert study.final_rate(name) == low
+    assert study.long(name, high).options == {}
