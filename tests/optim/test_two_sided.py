@@ -101,6 +101,21 @@ def test_the_norm_still_goes_to_the_equilibrium_of_the_formula():
     assert ends == pytest.approx([expected] * 3, rel=1e-4)
 
 
+@pytest.mark.usefixtures("decides")
+@pytest.mark.parametrize("rows", [False, True])
+def test_the_reported_equilibrium_is_where_the_norm_goes_not_what_lengthened_gradients_would_hold(rows):
+    found = {}
+    for two_sided in (True, False):
+        x = torch.nn.Parameter(1e3 * start()[None])
+        optimizer = ClippedSGD([{"params": [x], "rows": rows}], 0.1, GAMMA / 0.1, two_sided=two_sided)
+        invariant_loss(x, 0).backward()
+        optimizer.step()
+        found[two_sided] = optimizer.statistics()[0]
+    assert found[True].clip_factor > 1e3
+    assert found[True].equilibrium_norm == pytest.approx(found[False].equilibrium_norm)
+    assert found[True].angular_update == pytest.approx(math.atan(LEAST / (1 - GAMMA)))
+
+
 @settings(max_examples=20, deadline=None)
 @given(exponent=st.integers(-15, 15), loss_exponent=st.integers(-15, 15))
 def test_powers_of_two_change_no_bit(exponent, loss_exponent):

@@ -171,9 +171,9 @@ def _equilibrium(d: "Diagnosis") -> Iterator[Finding]:
         f"{s.angular_update:.2g} radian instead of {s.equilibrium_angle or 0.0:.2g}; it gets there in {needed:.0f} "
         f"steps{left}",
         f"1/{NORM_FACTOR:g} <= |x| / |x|_eq <= {NORM_FACTOR:g}; here {ratio:.2g}",
-        "train longer, raise eta lambda, or divide its parameters by that, which changes no output"
-        if late
-        else "wait, or divide its parameters by that, which changes no output",
+        ("train longer, raise eta lambda" if late else "wait")
+        + (", clip from both sides (ClippedSGD's two_sided)" if ratio > 1.0 else "")
+        + ", or divide its parameters by that, which changes no output",
     )
 
 

@@ -202,9 +202,11 @@ class Stepped:
             least_JR = (relative_JR / rates.clip).clamp(min=1.0) if rates.two_sided else clip_JR
             clip_JR = torch.where(moves_JR, torch.minimum(least_JR, rates.clip * relative_JR), 1.0)
         count_R = moves_JR.sum(0).clamp(min=1)
-        sigma_R = ((clip_JR * seen.gradient_JR * seen.norm_R).square().sum(0) / count_R).sqrt()
+        length_R = ((clip_JR * seen.gradient_JR).square().sum(0) / count_R).sqrt()
+        # Lengthened gradients hold no norm: it falls until gradients need not be lengthened.
+        sigma_R = ((clip_JR.clamp(max=1.0) * seen.gradient_JR * seen.norm_R).square().sum(0) / count_R).sqrt()
         if rates.rule == "sgd":
-            step_R = self.lr_R * sigma_R / seen.norm_R / math.sqrt(1.0 - rates.momentum**2)
+            step_R = self.lr_R * length_R / math.sqrt(1.0 - rates.momentum**2)
             effective = float((self.lr_R / seen.norm_R.square()).median()) / (1.0 - rates.momentum)
         else:
             b1 = rates.betas[0]

@@ -388,7 +388,8 @@ class ClippedSGD(Optimizer):
             bounds.follow_step(1.0 - gamma, length)
             norm = _norm_to_record(record, norm, factor)
         assert norm is not None
-        sigma, decayed = factor * grad * norm, (1.0 - gamma) * norm
+        # Lengthened gradients hold no norm: it falls until gradients need not be lengthened.
+        sigma, decayed = min(factor, 1.0) * grad * norm, (1.0 - gamma) * norm
         values = {
             "gamma": gamma,
             "step_eta": eta,

@@ -84,7 +84,8 @@ def step_vectors(
         "grad_norm": grad_norm_G,
         "clip_factor": clip_G,
         "window_clipped": (clip_G < 1).double(),
-        "window_squared_sigma": (clip_G * grad_norm_G * param_norm_G).square(),
+        # Lengthened gradients hold no norm: it falls until gradients need not be lengthened.
+        "window_squared_sigma": (clip_G.clamp(max=1.0) * grad_norm_G * param_norm_G).square(),
         "angular_update": torch.atan2(length_G, decayed_G),
     }
     record_steps([group["statistics"] for group in groups], values, hold_G)

@@ -363,8 +363,9 @@ def _quantities(
     gamma: Tensor | float, moves_R: Tensor, eta_R: Tensor, norms_R: Tensor, grad_norms_R: Tensor, clip_R: Tensor
 ) -> Tensor:
     """Give what is averaged over the rows that moved [Q, R]; rows at rest are 0."""
-    drive_R = eta_R * clip_R * grad_norms_R
-    angle_R = torch.atan2(drive_R, (1.0 - gamma) * norms_R)
+    angle_R = torch.atan2(eta_R * clip_R * grad_norms_R, (1.0 - gamma) * norms_R)
+    # Lengthened gradients hold no norm: it falls until gradients need not be lengthened.
+    sigma_R = clip_R.clamp(max=1.0) * grad_norms_R * norms_R
     quantities_QR = torch.stack(
         [
             torch.ones_like(norms_R),
@@ -372,8 +373,8 @@ def _quantities(
             grad_norms_R.square(),
             clip_R,
             (clip_R < 1).double(),
-            (drive_R * norms_R).square(),
-            (clip_R * grad_norms_R * norms_R).square(),
+            (eta_R * sigma_R).square(),
+            sigma_R.square(),
             angle_R.square(),
             eta_R / norms_R.square(),
         ]

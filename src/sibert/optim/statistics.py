@@ -61,8 +61,8 @@ class GroupStatistics:
         grad_norm: |g| before clipping.
         clip_factor: s; 1 where nothing was clipped, above 1 where two-sided clipping lengthened the gradient.
         clipped_fraction: Fraction of the window's steps with s < 1; the window starts at the last reset.
-        mean_squared_sigma: Mean over the window of (s |g| |x|)^2, the squared norm of the clipped gradient at x/|x|.
-            Unit: squared loss.
+        mean_squared_sigma: Mean over the window of (min(s, 1) |g| |x|)^2, the squared norm of the gradient at x/|x|,
+            clipped from above. Unit: squared loss.
         angular_update: Angle between x before and after the step, atan(eta s |g| / ((1 - eta lambda) |x|)), in radians.
         equilibrium_norm: The norm at which decay and gradient balance, (eta sigma^2 / (lambda (2 - eta lambda)))^(1/4)
             with sigma^2 = mean_squared_sigma; infinite without weight decay.
@@ -143,7 +143,7 @@ def record_steps(records: Sequence[Tensor], values: Mapping[str, Tensor], hold_G
         records: Of the groups, each [K], changed in place.
         values: Quantities [G] by their names: gamma = eta lambda; step_eta, the effective eta; effective_lr =
             eta/|x|^2; param_norm, next_param_norm, |x| before and after; grad_norm, |g| before clipping; clip_factor,
-            s; window_clipped, the share of the group's vectors with s < 1; window_squared_sigma, (s |g| |x|)^2;
+            s; window_clipped, the share of the group's vectors with s < 1; window_squared_sigma, (min(s, 1) |g| |x|)^2;
             angular_update, the angle between x before and after.
         hold_G: Where True nothing is written.
     """
