@@ -113,10 +113,10 @@ def check_agreement(device: torch.device) -> None:
         results = {}
         for implementation in ("reference", "foreach", "fused"):
             groups = make_groups(kind, tensors.own())
-            optimizer = ClippedSGD(groups, intrinsic_lr=0.01, implementation=implementation)
+            optimizer = ClippedSGD(groups, intrinsic_lr=0.01, two_sided=kind != "joint", implementation=implementation)
             parameters = [parameter for group in groups for parameter in group["params"]]
             generator = torch.Generator(device).manual_seed(2)
-            for scale in (1.0, 100.0, 1.0):  # the second is clipped
+            for scale in (1.0, 100.0, 0.01):  # the second is clipped, the third, from both sides, lengthened
                 for parameter in parameters:
                     parameter.grad = scale * torch.randn(parameter.shape, generator=generator, device=device)
                 optimizer.step()
@@ -160,7 +160,8 @@ def candidates(
 
     def ours(kind: str, implementation: str = "fused") -> tuple[Sequence[Optimizer], Any]:
         groups = make_groups(kind, tensors.own())
-        return one(ClippedSGD(groups, intrinsic_lr=INTRINSIC_LR, implementation=implementation))
+        two_sided = kind != "joint"  # as `build_optimizer` has it
+        return one(ClippedSGD(groups, intrinsic_lr=INTRINSIC_LR, two_sided=two_sided, implementation=implementation))
 
     table = {
         "AdamW fused": lambda: adamw(fused=True),
