@@ -285,6 +285,12 @@ def grid(lowest: float, highest: float, count: int = 8) -> tuple[float, ...]:
     return tuple(float(f"{lowest * ratio**i:.2g}") for i in range(count))
 
 
+def _with_clipped_sgd(label: str, invariance: str, optimizer: Callable[..., Optimizer] = clipped_sgd) -> Contestant:
+    """SIBERT at a granularity, with a kind of ClippedSGD."""
+    rates = grid(2e-4, 2.56e-2)
+    return Contestant(label, sibert(invariance), optimizer, rates, model_options=("equal_rows",))
+
+
 ADAPTIVE: dict[str, Any] = {"warmup_share": 0.1, "max_grad_norm": 1.0}
 CONTESTANTS: dict[str, Contestant] = {
     "bert-postnorm-adamw": Contestant("BERT (PostNorm), AdamW", postnorm, adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
@@ -303,35 +309,16 @@ CONTESTANTS: dict[str, Contestant] = {
     "bert-modern-muon": Contestant("ModernBERT, Muon + AdamW", modern, muon, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
     "bert-modern-sinkgd": Contestant("ModernBERT, SinkGD + AdamW", modern, sinkgd, grid(2.5e-4, 3.2e-2), **ADAPTIVE),
     "ngpt-adam": Contestant("nGPT-style encoder, Adam", normalized, projected_adam, grid(2.5e-4, 3.2e-2)),
-    "sibert-joint": Contestant(
-        "SIBERT joint (the paper), ClippedSGD", sibert("joint"), clipped_sgd, grid(2e-4, 2.56e-2)
-    ),
-    "sibert-matrix": Contestant(
-        "SIBERT matrix, ClippedSGD",
-        sibert("matrix"),
-        clipped_sgd,
-        grid(2e-4, 2.56e-2),
-        model_options=("equal_rows",),
-    ),
+    "sibert-joint": _with_clipped_sgd("SIBERT joint (the paper), ClippedSGD", "joint"),
+    "sibert-matrix": _with_clipped_sgd("SIBERT matrix, ClippedSGD", "matrix"),
     # Not rows of the headline: how much is the architecture, how much the optimizer?
-    "sibert-matrix-one-sided": Contestant(
-        "SIBERT matrix, ClippedSGD from above alone",
-        sibert("matrix"),
-        one_sided,
-        grid(2e-4, 2.56e-2),
-        model_options=("equal_rows",),
-    ),
-    "sibert-row-one-sided": Contestant(
-        "SIBERT row, ClippedSGD from above alone", sibert("row"), one_sided, grid(2e-4, 2.56e-2)
-    ),
+    "sibert-matrix-one-sided": _with_clipped_sgd("SIBERT matrix, ClippedSGD from above alone", "matrix", one_sided),
+    "sibert-row-one-sided": _with_clipped_sgd("SIBERT row, ClippedSGD from above alone", "row", one_sided),
     "sibert-matrix-adamw": Contestant(
         "SIBERT matrix, AdamW", sibert("matrix"), adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE
     ),
-    "sibert-matrix-spectral": Contestant(
-        "SIBERT matrix, ClippedSGD from above alone with polar gradients",
-        sibert("matrix"),
-        spectral,
-        grid(2e-4, 2.56e-2),
+    "sibert-matrix-spectral": _with_clipped_sgd(
+        "SIBERT matrix, ClippedSGD from above alone with polar gradients", "matrix", spectral
     ),
-    "sibert-row": Contestant("SIBERT row, ClippedSGD", sibert("row"), clipped_sgd, grid(2e-4, 2.56e-2)),
+    "sibert-row": _with_clipped_sgd("SIBERT row, ClippedSGD", "row"),
 }

@@ -18,6 +18,7 @@ from sibert.dynamics import Equilibrium, adamw_equilibrium, lion_equilibrium, sg
 from sibert.dynamics.equilibrium import damped_lr, unbalanced
 from sibert.dynamics.observation import observed
 from sibert.optim import ClippedSGD, InvariantGroup, ScaleInvariantModel
+from sibert.optim.clipping import clip_factors, relative_bounds
 
 __all__ = [
     "Group",
@@ -196,11 +197,8 @@ class Stepped:
         gamma, rates = self.rates.intrinsic_lr, self.rates
         entries = sum(p.numel() for p in self.group.members) // len(seen.norm_R)
         moves_JR = seen.gradient_JR > 0.0
-        clip_JR = torch.ones_like(seen.gradient_JR)
-        if rates.clip is not None:
-            relative_JR = math.sqrt(2.0 * gamma) * seen.norm_R / self.lr_R / seen.gradient_JR.clamp(min=1e-300)
-            least_JR = (relative_JR / rates.clip).clamp(min=1.0) if rates.two_sided else clip_JR
-            clip_JR = torch.where(moves_JR, torch.minimum(least_JR, rates.clip * relative_JR), 1.0)
+        bounds = (bound * seen.norm_R for bound in relative_bounds(rates.clip, rates.two_sided, gamma))
+        clip_JR = clip_factors(self.lr_R * seen.gradient_JR, *bounds)
         count_R = moves_JR.sum(0).clamp(min=1)
         length_R = ((clip_JR * seen.gradient_JR).square().sum(0) / count_R).sqrt()
         # Lengthened gradients hold no norm: it falls until gradients need not be lengthened.

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sibert.optim import synchronisation
-from sibert.optim.device_step import clip_factor, relative_bounds, step_vectors
+from sibert.optim.clipping import clip_factor, relative_bounds
+from sibert.optim.device_step import step_vectors
 from sibert.optim.hyper_parameters import check_hyper_parameters, check_norm, host_gamma
 from sibert.optim.joint_step import Measurement
 from sibert.optim.norm_bounds import NormBounds
@@ -35,19 +36,15 @@ from sibert.optim.statistics import (
     count_skipped,
     empty_record,
     group_statistics,
+    norm_to_record,
     read_record,
     record_step,
     renew_record,
+    time_to_measure,
 )
 from sibert.optim.updates import Implementation, descend
 
 __all__ = ["ClippedSGD"]
-
-MEASURE_EVERY = 32
-"""Steps between measurements of |x| that nothing but the statistics needs."""
-
-CARRIED_TOLERANCE = 1e-3
-"""Relative error at which the carried |x| is corrected at once; it stays near 1e-6 where the group is invariant."""
 
 
 class ClippedSGD(Optimizer):
@@ -370,7 +367,7 @@ class ClippedSGD(Optimizer):
         group = self.param_groups[index]
         lr, gamma = float(group["lr"]), host_gamma(group)
         record, bounds, norm = read_record(group["statistics"]), self._norm_bounds(index, group), None
-        longest, shortest = relative_bounds(group, gamma)
+        longest, shortest = relative_bounds(group["clip"], group["two_sided"], gamma)
         if bounds is None or not _certainly_unclipped(group, record, bounds, grad, longest, shortest):
             param_norm = _norm(group["params"], group)
             norm = param_norm.item()
@@ -386,7 +383,7 @@ class ClippedSGD(Optimizer):
         length = eta * factor * grad
         if bounds is not None:
             bounds.follow_step(1.0 - gamma, length)
-            norm = _norm_to_record(record, norm, factor)
+            norm = norm_to_record(record, norm, factor)
         assert norm is not None
         # Lengthened gradients hold no norm: it falls until gradients need not be lengthened.
         sigma, decayed = min(factor, 1.0) * grad * norm, (1.0 - gamma) * norm
@@ -470,32 +467,14 @@ def _certainly_unclipped(
     shortest: float,
 ) -> bool:
     """Say whether s = 1 without a look at the parameters; False when it is time for the statistics to look."""
-    if record["steps"] % MEASURE_EVERY == 0:
+    if time_to_measure(record):
         return False
     eta = float(group["lr"])
     if group["intrinsic_lr"] is not None:
         if group["eta"].item() == 0:
             return False
         eta *= group["eta"].item()
-    if math.isinf(longest):
-        return True
-    lower, upper = bounds.values()
-    return eta * grad_norm <= longest * lower and (shortest == 0.0 or eta * grad_norm >= shortest * upper)
-
-
-def _norm_to_record(record: Mapping[str, float], measured: float | None, clip_factor: float) -> float:
-    """Choose between the measured |x| and the one carried from step to step by Pythagoras.
-
-    A resumed run measures once more than an uninterrupted one, at its first step. For its log to be the same,
-    measurements count only where both make them, or where the carried norm is wrong because the parameters were changed
-    from outside.
-    """
-    carried = record["next_param_norm"]
-    if measured is None:
-        return carried
-    scheduled = record["steps"] % MEASURE_EVERY == 0
-    wrong = not abs(carried - measured) <= CARRIED_TOLERANCE * measured
-    return measured if scheduled or wrong or clip_factor != 1 else carried
+    return bounds.decide(eta * grad_norm, longest, shortest)
 
 
 def _norm(tensors: list[Tensor], group: dict[str, Any]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sibert.optim.clipping import clip_factors, relative_bounds
 from sibert.optim.hyper_parameters import host_gamma
 from sibert.optim.norms import home_of
 from sibert.optim.rounding import Noise
@@ -22,10 +23,7 @@ from sibert.optim.shards import local_shard
 from sibert.optim.statistics import record_steps
 from sibert.optim.updates import descend_each
 
-__all__ = ["clip_factor", "relative_bounds", "step_sizes", "step_vectors"]
-
-LARGEST_FACTOR = 2.0**60
-"""A gradient that would have to be lengthened more than this is nothing but rounding, and is left as it is."""
+__all__ = ["step_sizes", "step_vectors"]
 
 
 @torch.no_grad()
@@ -116,39 +114,7 @@ def constants(group: dict[str, Any], gamma: float) -> tuple[float, float, float]
         step that is not clipped, relative to |x|.
     """
     intrinsic_lr = float(group["intrinsic_lr"] or 0.0)
-    return math.sqrt(intrinsic_lr * (2.0 - intrinsic_lr)), *relative_bounds(group, gamma)
-
-
-def relative_bounds(group: dict[str, Any], gamma: float) -> tuple[float, float]:
-    """Give the longest and the shortest step that is not clipped, relative to |x|.
-
-    Args:
-        group: A group of `ClippedSGD`.
-        gamma: eta lambda of this step.
-
-    Returns:
-        clip sqrt(2 gamma), or infinity without clipping; sqrt(2 gamma) / clip, or 0 where only long ones are clipped.
-    """
-    if group["clip"] is None or not gamma:
-        return math.inf, 0.0
-    angle = math.sqrt(2.0 * gamma)
-    return group["clip"] * angle, angle / group["clip"] if group["two_sided"] else 0.0
-
-
-def clip_factor(length: float, longest: float, shortest: float) -> float:
-    """Give the factor that brings a step between two bounds.
-
-    Args:
-        length: eta |g|.
-        longest: Its upper bound.
-        shortest: Its lower bound, which a step of length 0 cannot be brought to, nor one that is nothing but rounding.
-
-    Returns:
-        s; 1 for a step between the bounds.
-    """
-    if length > longest:
-        return longest / length
-    return shortest / length if shortest > length > shortest / LARGEST_FACTOR else 1.0
+    return math.sqrt(intrinsic_lr * (2.0 - intrinsic_lr)), *relative_bounds(group["clip"], group["two_sided"], gamma)
 
 
 def step_sizes(
@@ -181,6 +147,5 @@ def step_sizes(
     kept_I = torch.where(now_I, (calibration * param_norm_I / grad_norm_I).to(kept_I.dtype), kept_I)
     eta_I = lr * kept_I.double()
     # |eta g| against its bounds rather than |g|: no division by eta, and 0/0 is never selected.
-    length_I, longest_I, shortest_I = eta_I * grad_norm_I, longest * param_norm_I, shortest * param_norm_I
-    clip_I = torch.clamp(length_I, shortest_I, longest_I) / length_I
-    return kept_I, eta_I, torch.where(length_I > shortest_I / LARGEST_FACTOR, clip_I, 1.0)
+    clip_I = clip_factors(eta_I * grad_norm_I, longest * param_norm_I, shortest * param_norm_I)
+    return kept_I, eta_I, clip_I

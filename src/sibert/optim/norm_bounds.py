@@ -50,6 +50,22 @@ class NormBounds:
         """
         return (self._lower, self._upper) if self._identity == self._observe() else (0.0, math.inf)
 
+    def decide(self, length: float, longest: float, shortest: float) -> bool:
+        """Say whether a step is certainly not clipped.
+
+        Args:
+            length: eta |g|.
+            longest: Longest step that is not clipped, relative to the norm; infinite without clipping.
+            shortest: Shortest; 0 without a lower bound.
+
+        Returns:
+            Whether the step is between the bounds at any norm that the tensors may have.
+        """
+        if math.isinf(longest):
+            return True
+        lower, upper = self.values()
+        return length <= longest * lower and (shortest == 0.0 or length >= shortest * upper)
+
     def measured(self, norm: float) -> None:
         """Start again from a measurement.
 

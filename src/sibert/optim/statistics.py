@@ -31,6 +31,12 @@ _CARRIED = ("next_param_norm",)
 _WINDOW = ("window_steps", "window_clipped", "window_squared_sigma")
 _COUNTERS = ("steps", "skipped_steps")
 RECORDED = _COUNTERS + _LAST_STEP + _CARRIED + _WINDOW
+MEASURE_EVERY = 32
+"""Steps between measurements of |x| that nothing but the statistics needs."""
+
+CARRIED_TOLERANCE = 1e-3
+"""Relative error at which the carried |x| is corrected at once; it stays near 1e-6 where the group is invariant."""
+
 _PLACES = {name: place for place, name in enumerate(RECORDED)}
 _ADDED = {"steps", "window_steps", "window_clipped", "window_squared_sigma"}
 """What a step adds to; the rest it replaces."""
@@ -120,6 +126,40 @@ def read_record(record: Tensor) -> dict[str, float]:
         Its numbers by their names.
     """
     return dict(zip(RECORDED, record.tolist(), strict=True))
+
+
+def time_to_measure(record: Mapping[str, float]) -> bool:
+    """Say whether the statistics ask for a measurement of |x| in this step, whether or not anything else needs it.
+
+    Args:
+        record: Of `read_record`.
+
+    Returns:
+        True once in `MEASURE_EVERY` steps.
+    """
+    return record["steps"] % MEASURE_EVERY == 0
+
+
+def norm_to_record(record: Mapping[str, float], measured: float | None, clip_factor: float) -> float:
+    """Choose between the measured |x| and the one carried from step to step by Pythagoras.
+
+    A resumed run measures once more than an uninterrupted one, at its first step. For its log to be the same,
+    measurements count only where both make them, or where the carried norm is wrong because the parameters were changed
+    from outside.
+
+    Args:
+        record: Of `read_record`.
+        measured: |x|, where it was measured.
+        clip_factor: s.
+
+    Returns:
+        What to record.
+    """
+    carried = record["next_param_norm"]
+    if measured is None:
+        return carried
+    wrong = not abs(carried - measured) <= CARRIED_TOLERANCE * measured
+    return measured if time_to_measure(record) or wrong or clip_factor != 1 else carried
 
 
 def record_step(record: Tensor, old: Mapping[str, float], values: Mapping[str, float]) -> None:
