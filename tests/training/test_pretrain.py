@@ -13,9 +13,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from sibert.models import INVARIANCES, SibertForMaskedLM
+from sibert.models import INVARIANCES, SibertConfig, SibertForMaskedLM
 from sibert.optim import build_optimizer
-from sibert.training import PretrainTrainer, build_model, fill_masks, run_pretraining
+from sibert.training import PretrainRecipe, PretrainTrainer, build_model, fill_masks, run_pretraining
+from sibert.training.pretrain import build_training_optimizer
 from tests.assertions import relative_change, scaled
 from tests.training.runs import losses, records, weights
 
@@ -172,9 +173,29 @@ def test_modernbert_has_no_pairs(recipe):
         recipe(model="modernbert", next_sentence=True)
 
 
-def test_absolute_clipping_is_refused_with_the_reason(tmp_path):
-    from sibert.models import SibertConfig
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "bert", "two_sided": True}, "two_sided belongs to clipped_sgd; optimizer adamw"),
+        ({"two_sided": True, "clip": None}, "clip cannot be none; use 2"),
+    ],
+)
+def test_two_sided_clipping_where_there_is_none_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PretrainRecipe(**options)
 
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, True), ({"invariance": "joint"}, False), ({"clip": None}, False)]
+)
+def test_the_finer_forms_are_clipped_from_both_sides(options, expected):
+    config = SibertConfig.of_size("nano", vocab_size=50, invariance=options.get("invariance", "matrix"))
+    model = SibertForMaskedLM(config)
+    optimizer, _ = build_training_optimizer(PretrainRecipe(**options), model)
+    assert {group["two_sided"] for group in optimizer.param_groups if group.get("scale_invariant")} == {expected}
+
+
+def test_absolute_clipping_is_refused_with_the_reason(tmp_path):
     model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=50))
     optimizer = build_optimizer(model, intrinsic_lr=0.01)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")

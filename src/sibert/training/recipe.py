@@ -185,8 +185,12 @@ class PretrainRecipe:
                 raise ValueError(
                     "give either intrinsic_lr or lr and weight_decay, not both: intrinsic_lr = lr * weight_decay"
                 )
+            if self.two_sided and self.clip is None:
+                raise ValueError("two_sided brings gradients between 1 / clip and clip, so clip cannot be none; use 2")
         elif self.intrinsic_lr is not None:
             raise ValueError(f"intrinsic_lr belongs to clipped_sgd; optimizer {self.optimizer_name} takes lr")
+        elif self.two_sided is not None:
+            raise ValueError(f"two_sided belongs to clipped_sgd; optimizer {self.optimizer_name} clips absolutely")
         elif self.initial_scale != 1.0 and self.optimizer_name != "sgd" and self.model == "sibert":
             raise ValueError("initial_scale is for clipped_sgd and sgd")
 
