@@ -109,7 +109,7 @@ def training_step(size: str, blocks: PreparedCorpus) -> tuple[Callable[[], None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8, help="calls of each that are timed in turn")
+    parser.add_argument("--rounds", type=int, default=4, help="calls of each that are timed in turn")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for quiet, for each size")
     parser.add_argument("--smoke", action="store_true", help="few files, one small model, no file written")
     arguments = parser.parse_args()
@@ -129,7 +129,7 @@ def main() -> None:
         for path in paths.values():
             path.tokens.clear()
         seconds, quiet = alternate(
-            {"model": step, **paths}, device, 4 if arguments.smoke else arguments.rounds, arguments.patience
+            {"model": step, **paths}, device, arguments.rounds, arguments.patience
         )
         model = tokens / statistics.median(seconds["model"])
         rates = {name: statistics.mean(path.tokens) / statistics.median(seconds[name]) for name, path in paths.items()}

@@ -188,7 +188,7 @@ def ragged(sizes: dict[str, int], rounds: int, patience: float, most: int | None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=12, help="steps of each that are timed in turn")
+    parser.add_argument("--rounds", type=int, default=8, help="steps of each that are timed in turn")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for quiet rounds")
     parser.add_argument("--smoke", action="store_true", help="one narrow layer, to see that it works; no file")
     arguments = parser.parse_args()
@@ -215,7 +215,7 @@ def main() -> None:
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in built.items()},
         "steps_timed": len(seconds[PEER]),
         "machine_was_quiet": quiet,
-        "ragged": ragged(sizes, max(4, 2 * arguments.rounds // 3), arguments.patience),
+        "ragged": ragged(sizes, max(4, arguments.rounds // 2), arguments.patience),
         **machine(device),
     }
     for name, one in timed.items():

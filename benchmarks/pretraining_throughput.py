@@ -2,17 +2,18 @@
 
     python benchmarks/pretraining_throughput.py                # writes benchmarks/results/pretraining_throughput.json
     python benchmarks/pretraining_throughput.py --device cuda  # ..._cuda.json: 64 sequences of 512, TF32 allowed
+    python benchmarks/pretraining_throughput.py --all          # with a third BERT, and float32 tried, too
     python benchmarks/pretraining_throughput.py --smoke        # toy size, no file
 
 The peer is `BertForMaskedLM` of transformers as a user gets it, with SDPA and fused AdamW; ours is what
 `sibert pretrain` makes, with ClippedSGD. Whole steps take turns in one process: forward, backward, optimizer, on a
 batch of random tokens of which 15 % are predicted, no dropout, all compiled as `--compile` does it, under bfloat16
-autocast; with --float32 two of them in float32, too, which was slower for both on a processor that multiplies
-bfloat16. Each contestant counts by its faster precision. A gate before: nobody drops anything, and all losses start
-within 10 % of log(vocabulary).
+autocast. A gate before: nobody drops anything, and all losses start within 10 % of log(vocabulary).
 
-BERT of transformers sends all positions through the vocabulary's projection, ours those that are predicted; the third
-contestant is BERT with that change alone (`BertTwinForMaskedLM`, the baseline of `sibert pretrain --model bert`).
+With --all, two questions more. BERT of transformers sends all positions through the vocabulary's projection, ours those
+that are predicted: what is BERT with that change alone (`BertTwinForMaskedLM`, the baseline of `sibert pretrain --model
+bert`)? And what are the peer and SIBERT matrix in float32, which was slower for both on a processor that multiplies
+bfloat16? Each contestant counts by its faster precision.
 Model operations: 6 for each weight of a matrix and token (of the head: and predicted position; BERT is credited with
 those alone, too), and 12 T D a layer and token for attention.
 """
@@ -33,12 +34,13 @@ from sibert.optim import build_optimizer
 from sibert.training.pretrain import compiler_options
 
 PEER = "BertForMaskedLM"
+PREDICTED_ONLY = "the same, predicted positions only"
 BASE = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 TOY = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 H100_PEAK = 989e12
 """Operations per second in bfloat16 without sparsity, of the data sheet."""
 
-IN_FLOAT32 = ("BertForMaskedLM", "SIBERT matrix")
+IN_FLOAT32 = (PEER, "SIBERT matrix")
 """Who is tried in float32."""
 
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -63,7 +65,7 @@ def sibert(invariance: str, sizes: dict[str, int]) -> Made:
 
 CONTESTANTS: dict[str, Callable[[dict[str, int]], Made]] = {
     PEER: lambda sizes: bert(BertForMaskedLM, sizes),
-    "the same, predicted positions only": lambda sizes: bert(BertTwinForMaskedLM, sizes),
+    PREDICTED_ONLY: lambda sizes: bert(BertTwinForMaskedLM, sizes),
     "SIBERT joint": lambda sizes: sibert("joint", sizes),
     "SIBERT matrix": lambda sizes: sibert("matrix", sizes),
 }
@@ -125,7 +127,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=4, help="steps of each that are timed in turn")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet rounds")
-    parser.add_argument("--float32", action="store_true", help="try the peer and SIBERT matrix in float32, too")
+    parser.add_argument("--all", action="store_true", help="a third BERT, and float32 tried, too; half as long again")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see that it works; no file")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -134,10 +136,11 @@ def main() -> None:
     sizes = {**(TOY if arguments.smoke else BASE), "vocab_size": vocabulary, "max_position_embeddings": length}
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+    contestants = [name for name in CONTESTANTS if arguments.all or name != PREDICTED_ONLY]
     precisions: dict[str, Any] = {}
-    for precision in (*(["float32"] if arguments.float32 else []), "bfloat16 autocast"):
+    for precision in (*(["float32"] if arguments.all else []), "bfloat16 autocast"):
         torch.compiler.reset()
-        names = IN_FLOAT32 if precision == "float32" else CONTESTANTS
+        names = IN_FLOAT32 if precision == "float32" else contestants
         steps = {name: make_step(name, sizes, sequences, device, precision != "float32") for name in names}
         seconds, quiet = alternate(steps, device, arguments.rounds, arguments.patience)
         precisions[precision] = {
@@ -153,7 +156,7 @@ def main() -> None:
             for precision, found in precisions.items()
             if name in found["alternating"]
         )
-        for name in CONTESTANTS
+        for name in contestants
     }
     result = {
         "question": "tokens per second of pre-training, each contestant at its faster precision; target against the "
