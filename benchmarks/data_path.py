@@ -128,9 +128,7 @@ def main() -> None:
         step, tokens = training_step(size, blocks)
         for path in paths.values():
             path.tokens.clear()
-        seconds, quiet = alternate(
-            {"model": step, **paths}, device, arguments.rounds, arguments.patience
-        )
+        seconds, quiet = alternate({"model": step, **paths}, device, arguments.rounds, arguments.patience)
         model = tokens / statistics.median(seconds["model"])
         rates = {name: statistics.mean(path.tokens) / statistics.median(seconds[name]) for name, path in paths.items()}
         result[size] = {

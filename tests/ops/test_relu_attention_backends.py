@@ -234,6 +234,13 @@ class TestChoice:
         assert "memory" in choose_backend(long, long).reason
         assert choose_backend(long, long, need_weights=True).name == "reference"
 
+    def test_in_bfloat16_the_reference_divides_rows_that_are_no_longer_than_those_of_the_output(self):
+        wide, longer = (torch.empty(1, 1, length, 64, dtype=torch.bfloat16) for length in (64, 65))
+        assert choose_backend(longer, wide).name == "reference"
+        assert "saves nothing" in choose_backend(longer, wide).reason
+        assert choose_backend(wide, longer).name == "deferred"
+        assert choose_backend(wide.float(), wide.float()).name == "deferred"
+
     @pytest.mark.parametrize(
         ("width", "dtype", "found", "obstacle"),
         [

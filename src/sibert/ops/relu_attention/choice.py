@@ -67,6 +67,9 @@ def choose_backend(
         if (obstacle := _obstacle("triton", query_BHSK, need_weights)) is None:
             return Choice("triton", "a CUDA device, triton and a dtype and head width that the kernels take")
         otherwise = f"; the triton backend {obstacle}"
+    if query_BHSK.dtype == torch.bfloat16 and key_BGTK.shape[2] <= key_BGTK.shape[3]:
+        reason = "rows of scores are no longer than rows of the output, so that dividing those later saves nothing"
+        return Choice("reference", reason + otherwise)
     scores = query_BHSK.shape[2] * key_BGTK.shape[2]
     if scores <= SHORT and query_BHSK.dtype != torch.float16:
         reason = "the sequences are so short that computing scores twice costs more than keeping them"
