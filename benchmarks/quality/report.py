@@ -22,6 +22,7 @@ from study import (
     DEPTHS,
     MISJUDGED_RATE,
     OURS,
+    PLAIN,
     RECIPES,
     ROBUSTNESS,
     ROOT,
@@ -107,15 +108,26 @@ def search_table(study: Study) -> str:
     """Loss by rate at the short budget."""
     rows = []
     for name, contestant in CONTESTANTS.items():
-        losses = study.search(name)
-        if not losses:
-            continue
-        best = min(losses.values())
-        cells = [
-            f"{rate:g}: {'**' * (loss == best)}{shown(loss)}{'**' * (loss == best)}" for rate, loss in losses.items()
-        ]
-        rows.append([contestant.label, ", ".join(cells)])
+        if losses := study.search(name):
+            rows.append([contestant.label, by_rate(losses)])
     return table(["contestant", "rate: loss"], rows)
+
+
+def long_table(study: Study) -> str:
+    """Loss by rate of all long runs of one seed, also of recipes that did not win."""
+    rows = []
+    for name, contestant in CONTESTANTS.items():
+        for options in [PLAIN, *RECIPES.get(name, [])]:
+            if losses := study.search(name, tokens=study.scale.long, options=options):
+                rows.append([contestant.label, named(options), by_rate(losses)])
+    return table(["contestant", "variation", "rate: loss"], rows)
+
+
+def by_rate(losses: Mapping[float, float]) -> str:
+    """All losses of a search, the best one in bold."""
+    best = min(losses.values())
+    marks = {rate: "**" * (loss == best) for rate, loss in losses.items()}
+    return ", ".join(f"{rate:g}: {marks[rate]}{shown(loss)}{marks[rate]}" for rate, loss in losses.items())
 
 
 def variations_table(study: Study, contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -398,6 +410,7 @@ def main() -> None:
         parts |= {
             "Recipe": variations_table(study, RECIPES),
             "Final": "\n\n".join(filter(None, [final_table(found), shortened(study, found), gap(study, found)])),
+            "Long runs": long_table(study),
             "Batch size": batch_table(study),
             "Ablation": variations_table(study, {"sibert-matrix": ABLATIONS}),
             "Rotation": rotation_table(runs),
