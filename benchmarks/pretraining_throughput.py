@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=4, help="steps of each that are timed in turn")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet rounds")
-    parser.add_argument("--all", action="store_true", help="a third BERT, and float32 tried, too; half as long again")
+    parser.add_argument("--all", action="store_true", help="a third BERT, and float32 tried, too")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see that it works; no file")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)

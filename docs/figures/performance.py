@@ -282,9 +282,9 @@ def draw_attention() -> None:
         lengths = [c["length"] for c in cases]
         for index, (name, label) in enumerate(names.items()):
             look = {"color": f"C{index}", "linestyle": style, "label": f"{label}, {dtype}"}
-            timed = [(c["length"], c["batch"], c[BOTH]["alternating"].get(name)) for c in cases]
-            points = [(length, taken["median_ms"] / batch) for length, batch, taken in timed if taken]
-            axes[0].loglog(*zip(*points, strict=True), **look)
+            timed = [c for c in cases if name in c[BOTH]["alternating"]]
+            times = [c[BOTH]["alternating"][name]["median_ms"] / c["batch"] for c in timed]
+            axes[0].loglog([c["length"] for c in timed], times, **look)
             memory = [(c["length"], peak) for c in cases if (peak := c["peak_bytes_of_one_sequence"][name])]
             axes[1].loglog([length for length, _ in memory], [peak / 1e6 for _, peak in memory], **look)
         speeds = [c[BOTH]["speed_relative_to"]["SDPA"] for c in cases]
