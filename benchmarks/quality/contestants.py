@@ -318,7 +318,7 @@ CONTESTANTS: dict[str, Contestant] = {
         "SIBERT matrix, AdamW", sibert("matrix"), adamw, grid(2.5e-4, 3.2e-2), **ADAPTIVE
     ),
     "sibert-matrix-spectral": _with_clipped_sgd(
-        "SIBERT matrix, ClippedSGD from above alone with polar gradients", "matrix", spectral
+        "SIBERT matrix, polar gradients clipped from above (not SGD)", "matrix", spectral
     ),
     "sibert-row": _with_clipped_sgd("SIBERT row, ClippedSGD", "row"),
 }

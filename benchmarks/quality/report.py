@@ -162,13 +162,14 @@ def finals(study: Study) -> dict[str, Final]:
 
 
 def reference(found: Mapping[str, Final]) -> Final | None:
-    """The better BERT with AdamW."""
+    """The best BERT with AdamW."""
     return min((found[name] for name in ADAMW if name in found), key=lambda final: final.mean, default=None)
 
 
 def final_table(found: Mapping[str, Final]) -> str:
     """The headline."""
     bert = reference(found)
+    best = CONTESTANTS[bert.name].label if bert else "AdamW"
     rows = []
     for final in found.values():
         reached, difference = "", ""
@@ -185,8 +186,8 @@ def final_table(found: Mapping[str, Final]) -> str:
         "rate",
         "loss",
         "seeds",
-        "against BERT + AdamW",
-        "tokens to its loss",
+        f"less {best}",
+        "tokens to the loss of that",
         "state, bytes a parameter",
     ]
     return table(head, rows)

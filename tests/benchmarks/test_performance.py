@@ -240,8 +240,8 @@ def test_memory_that_is_miscounted_is_not_reported(benchmark):
         memory.check_weights(11, [torch.zeros(3)])
     found = {name: {"losses": [10.3, 9.0]} for name in memory.CONTESTANTS}
     memory.check_release(found)
-    found["with both"]["losses"] = [10.3, 9.1]
-    with pytest.raises(SystemExit, match="with both: losses"):
+    found["with release and bfloat16 weights"]["losses"] = [10.3, 9.1]
+    with pytest.raises(SystemExit, match="with release and bfloat16 weights: losses"):
         memory.check_release(found)
 
 

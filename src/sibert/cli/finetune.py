@@ -17,7 +17,7 @@ def finetune(
     task: str = typer.Option(
         None,
         help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, squad2, docstrings; or for your own files "
-        "classification, pair-classification, regression, token-classification, qa.",
+        "classification, pair-classification, regression, token-classification, qa, embedding.",
         rich_help_panel=DATA,
     ),
     data: str = typer.Option(

@@ -49,7 +49,8 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     r"""Sizes of a SIBERT model. The defaults are BERT-base's.
 
     What BERT lets one choose and scale invariance fixes is not here: the activation is ReLU, the attention normalised
-    ReLU, normalisations have no epsilon, and whether the decoder is tied to the embeddings follows from `invariance`.
+    ReLU ("joint") or the softmax of cosines, normalisations have no epsilon, and whether the decoder is tied to the
+    embeddings follows from `invariance`.
 
     Attributes:
         invariance: What may be rescaled on its own without changing the output (`modeling_sibert` has the forms).

@@ -425,8 +425,9 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 class SibertModel(SibertPreTrainedModel):
     """The scale-invariant encoder: `last_hidden_state` has degree 0 in the parameters of this module.
 
-    The hidden states between the layers have degree 2 (`output_hidden_states=True` returns the lifted embeddings, the
-    stream after each layer but the last, and the final, normalised output).
+    With `invariance="joint"` the hidden states between the layers have degree 2, else 0. `output_hidden_states=True`
+    returns the embeddings ("joint": lifted to that degree), the stream after each layer but the last, and the final,
+    normalised output.
     """
 
     def __init__(self, config: SibertConfig):
