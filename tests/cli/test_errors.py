@@ -94,6 +94,10 @@ WRONG_OPTIONS = {
     "warm-up longer than the run": (["--warmup-steps", "9"], ["warmup_steps"]),
     "intrinsic rate too large": (["--intrinsic-lr", "1.5"], ["intrinsic_lr"]),
     "precision": (["--precision", "fp8"], ["precision", "bf16"]),
+    "weight decay of nan": (["--model", "bert", "--weight-decay", "nan"], ["weight_decay", "finite"]),
+    "negative clipping": (["--model", "bert", "--max-grad-norm", "-1"], ["max_grad_norm", "not negative"]),
+    "seed": (["--seed", "4294967296"], ["seed", "2**32"]),
+    "rate of a head that bert has not": (["--model", "bert", "--head-lr", "0.5"], ["head_lr", "clipped_sgd"]),
 }
 
 
@@ -141,8 +145,11 @@ def test_data_that_cannot_be_used(name, run, tmp_path):
 
 def test_too_little_text_for_a_batch(run, text_folder, tmp_path):
     result = run("pretrain", "--data", text_folder, *SMALL, "--batch-size", "5000", "--out", tmp_path / "out")
-    assert_one_sentence(result, "fewer than one batch")
+    assert_one_sentence(result, "fewer than the 5000 of a step")
     assert not (tmp_path / "out").exists()
+    more = ["--batch-size", "50", "--accumulation", "100"]
+    result = run("pretrain", "--data", text_folder, *SMALL, *more, "--out", tmp_path / "out")
+    assert_one_sentence(result, "fewer than the 5000 of a step")
 
 
 @pytest.mark.parametrize("value", ["no/such/tokenizer/here", "texts"])

@@ -58,6 +58,14 @@ def test_each_index_comes_once_an_epoch_in_an_order_that_seed_and_epoch_fix(prep
     assert [index for _, index in EpochSampler(prepared.masked_train(seed=6))] != orders[0]
 
 
+def test_what_does_not_fill_a_step_is_left_out_of_the_epoch(prepared):
+    masked = prepared.masked_train(seed=5)
+    whole, steps = list(EpochSampler(masked)), EpochSampler(masked, step=7)
+    assert len(masked) % 7
+    assert list(steps) == whole[: len(steps)]
+    assert len(steps) == len(masked) // 7 * 7
+
+
 @pytest.mark.parametrize("name", ["prepared", "prepared_pairs"])
 def test_persistent_workers_give_the_same_batches_as_none_and_epochs_differ(request, name):
     data = request.getfixturevalue(name)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import datasets
 import numpy as np
 import pytest
@@ -77,12 +79,32 @@ def test_an_epoch_repeats_exactly_and_the_next_one_differs(streamed, workers):
     assert unmasked_rows(one[0]) != unmasked_rows(one[1])  # another order
 
 
-def test_only_set_epoch_writes_the_shared_epoch(streamed, monkeypatch):
-    """Workers that wrote it at the same moment would add to it twice (it is not set, but added to)."""
+def test_iterating_does_not_write_the_epoch_that_workers_share(streamed):
+    """`datasets` does not set it, but adds to it: workers that wrote it at the same moment would add twice."""
     masked = streamed.masked_train(seed=5)
     masked.set_epoch(1)
-    monkeypatch.setattr(datasets.IterableDataset, "set_epoch", lambda *_: pytest.fail("written while iterating"))
     assert list(masked)
+    assert streamed.train.rows.epoch == 0
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_repeated_stream_is_its_epochs_one_after_another(streamed, first):
+    masked = streamed.masked_train(seed=5)
+    expected = []
+    for epoch in range(first, first + 2):
+        masked.set_epoch(epoch)
+        expected += list(masked)
+    masked.repeat = True
+    masked.set_epoch(first)
+    for one, other in zip(expected, masked, strict=False):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_repeated_stream_of_nothing_ends(streamed):
+    nothing = dataclasses.replace(streamed.train, validation_fraction=1.0)  # as a worker without a file sees it
+    masked = StreamingMaskedDataset(nothing, streamed.tokenizer)
+    masked.repeat = True
+    assert list(masked) == []
 
 
 def test_workers_divide_the_documents(streamed):

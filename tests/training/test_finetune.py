@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -15,6 +16,8 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
     ModernBertForSequenceClassification,
     Trainer,
     TrainingArguments,
@@ -25,8 +28,10 @@ from sibert.conversion import converted_weights
 from sibert.evaluation.prediction_files import predict_file
 from sibert.evaluation.predictor import HEADS, Predictor
 from sibert.evaluation.tasks import GENERIC, TASKS
+from sibert.training import finetune
+from sibert.training.checkpoints import latest_checkpoint
 from sibert.training.evaluate import evaluate_run
-from sibert.training.finetune import load_examples, read_results, run_finetuning
+from sibert.training.finetune import FinetuneDirectory, load_examples, read_results, run_finetuning
 from sibert.training.finetune_recipe import FinetuneRecipe
 from sibert.training.sweep import parse_grid, run_sweep
 from sibert.training.task_model import build_task_model, build_task_optimizer
@@ -268,6 +273,15 @@ class TestOptimizers:
         assert not (tmp_path / "run").exists()
 
 
+def test_a_baseline_that_the_data_do_not_allow_is_left_out(sibert, tmp_path, quiet):
+    rows = "".join(f"a b c,{label}\n" for label in 8 * ["good", "bad"])
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}")
+    chosen = recipe(sibert, "classification", tmp_path, baselines=True)
+    assert run_finetuning(chosen, tmp_path / "run", console=quiet) == 0
+    assert list(read_results(tmp_path / "run")["baselines"]) == ["majority"]  # no word has two letters
+
+
 class TestGoingOn:
     @pytest.mark.parametrize("changes", [{}, {"convert": "row", "model": "bert"}])
     def test_a_stopped_run_ends_as_one_that_was_not(self, changes, sibert, bert, sst2, tmp_path, quiet, monkeypatch):
@@ -294,6 +308,50 @@ class TestGoingOn:
         assert all(torch.equal(one[name], other[name]) for name in one)
         curves = [[r["eval_score"] for r in records(tmp_path / name, "eval")] for name in ("whole", "stopped")]
         assert curves[0] == curves[1]
+
+    @pytest.mark.parametrize("convert", [None, "row"])
+    def test_a_run_that_had_trained_to_its_end_only_writes_its_results(
+        self, convert, bert, sst2, tmp_path, quiet, monkeypatch
+    ):
+        chosen = recipe(bert, "sst2", sst2, epochs=1.2, eval_every=2, convert=convert)
+        run_finetuning(chosen, tmp_path / "whole", console=quiet)
+        with monkeypatch.context() as patch:
+            patch.setattr(FinetuneDirectory, "save_model", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run_finetuning(chosen, tmp_path / "stopped", console=quiet)
+        assert run_finetuning(chosen, tmp_path / "stopped", resume=True, console=quiet) == 0
+        assert read_results(tmp_path / "stopped")["steps"] == read_results(tmp_path / "whole")["steps"]
+        one, other = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_a_checkpoint_of_a_converted_model_is_whole_only_with_its_directions(
+        self, bert, sst2, tmp_path, quiet, monkeypatch
+    ):
+        chosen = recipe(bert, "sst2", sst2, eval_every=1, convert="row")
+        with monkeypatch.context() as patch:
+            save = finetune.save_directions
+            patch.setattr(
+                finetune,
+                "save_directions",
+                lambda model, file: 1 / 0 if "-2" in file.parent.name else save(model, file),
+            )
+            with pytest.raises(ZeroDivisionError):
+                run_finetuning(chosen, tmp_path, console=quiet)
+        assert latest_checkpoint(tmp_path / "checkpoints")[0].name == "checkpoint-1"
+        assert run_finetuning(chosen, tmp_path, resume=True, console=quiet) == 0
+
+    def test_other_data_are_refused(self, sibert, sst2, tmp_path, quiet, monkeypatch):
+        data = tmp_path / "data"
+        shutil.copytree(sst2, data)
+        chosen = recipe(sibert, "sst2", data, eval_every=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(FinetuneDirectory, "save_model", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run_finetuning(chosen, tmp_path / "run", console=quiet)
+        with (data / "train.tsv").open("a") as file:
+            file.write("one film more\t1\n")
+        with pytest.raises(ValueError, match="have changed since it began: rows of train"):
+            run_finetuning(chosen, tmp_path / "run", resume=True, console=quiet)
 
     def test_early_stopping_keeps_the_best(self, sibert, sst2, tmp_path, quiet):
         chosen = recipe(sibert, "sst2", sst2, epochs=50.0, eval_every=1, patience=2, head_lr=1e-9, intrinsic_lr=1e-12)
@@ -330,11 +388,37 @@ class TestSweep:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("rate=1", "--grid takes NAME=VALUE"), ("lr=", "has no values"), ("lr", "has no values")],
+        [
+            ("rate=1", "--grid takes NAME=VALUE"),
+            ("lr=", "has no values"),
+            ("lr", "has no values"),
+            ("batch_size=8,8.5", "--grid batch_size takes a whole number, got '8.5'"),
+            ("length=much", "--grid length takes a whole number or none, got 'much'"),
+            ("epochs=none", "--grid epochs takes a number, got 'none'"),
+            ("weight_decay=none", "--grid weight_decay takes a number, got 'none'"),
+            ("lr=fast", "--grid lr takes a number or none, got 'fast'"),
+        ],
     )
     def test_bad_grids(self, text, message):
         with pytest.raises(ValueError, match=message):
             parse_grid([text])
+
+    def test_values_have_the_type_of_their_name(self):
+        grid = parse_grid(["lr=1e-3,none", "epochs=2", "batch_size=8", "clip=none,2", "optimizer=none,lamb", "model=7"])
+        assert grid == {
+            "lr": [1e-3, None],
+            "epochs": [2],
+            "batch_size": [8],
+            "clip": [None, 2],
+            "optimizer": [None, "lamb"],
+            "model": ["7"],
+        }
+
+    def test_names_are_shown_as_they_are(self, bert, sst2, tmp_path, capsys):
+        model = tmp_path / "a:bug:[bold]"
+        model.symlink_to(bert)
+        run_sweep(recipe(bert, "sst2", sst2), tmp_path / "out", grid={"model": [str(model)]})
+        assert f"== model={str(model).replace('/', '_')}/seed-0" in capsys.readouterr().out
 
     def test_a_grid_with_a_bad_value_runs_nothing(self, sibert, sst2, tmp_path, quiet):
         with pytest.raises(ValueError, match="epochs must be positive"):
@@ -350,6 +434,51 @@ class TestModels:
         model, notes = build_task_model(chosen, load_examples(chosen))
         assert model.config.num_labels == 3
         assert any("labels negative, positive and is replaced" in note for note in notes)
+
+    def test_a_head_with_as_many_other_labels_is_kept_and_it_is_said(self, sibert, sst2, tmp_path, quiet):
+        run_finetuning(recipe(sibert, "sst2", sst2), tmp_path / "first", console=quiet)
+        data = downstream.glue(tmp_path / "CoLA", "cola")
+        expected = (
+            "the model's head had the labels negative, positive and goes on as it is, for unacceptable, acceptable"
+        )
+        for model, task, files, said in (
+            (tmp_path / "first", "cola", data, [expected]),
+            (tmp_path / "first", "sst2", sst2, []),
+            (sibert, "cola", data, []),
+        ):
+            chosen = recipe(model, task, files)
+            assert build_task_model(chosen, load_examples(chosen))[1] == said
+
+    @pytest.mark.parametrize("kind", ["sibert", "bert", "modernbert", "distilbert"])
+    def test_dropout_is_of_all_parts(self, kind, sst2, tmp_path):
+        folder = tmp_path / "model"
+        if kind == "distilbert":
+            config = DistilBertConfig(vocab_size=60, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+            DistilBertModel(config).save_pretrained(folder)
+        else:
+            downstream.pretrained(folder, kind)
+        chosen = recipe(folder, "sst2", sst2, dropout=0.25)
+        model, _ = build_task_model(chosen, load_examples(chosen))
+        rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert rates == {0.25}
+        left_alone = {"classifier_dropout": None} if kind in ("sibert", "bert") else {}
+        found = {name: value for name, value in model.config.to_dict().items() if "dropout" in name}
+        assert found == dict.fromkeys(found, 0.25) | left_alone
+
+    def test_dropout_of_a_model_without(self, sst2, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+        chosen = recipe(tmp_path, "sst2", sst2, dropout=0.1)
+        with pytest.raises(ValueError, match="resnet has no dropout that its configuration sets: leave dropout out"):
+            build_task_model(chosen, load_examples(chosen))
+
+    def test_weights_that_are_cut_off(self, sst2, tmp_path, quiet):
+        weights = downstream.pretrained(tmp_path / "model") / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(
+            ValueError, match=r"^\S*/model\.safetensors is damaged \(.*\): copy or save the model again"
+        ):
+            run_finetuning(recipe(tmp_path / "model", "sst2", sst2), tmp_path / "run", console=quiet)
+        assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(
         ("files", "message"),

@@ -149,6 +149,14 @@ def test_accumulation_gives_the_step_of_one_large_batch(recipe, tmp_path):
         assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-4) for name in a)
 
 
+def test_accumulation_takes_the_steps_of_large_batches_in_later_epochs_too(recipe, tmp_path):
+    common = {"steps": 24, "eval_every": 24, "save_every": 24}  # of which nine are an epoch
+    run_pretraining(recipe(batch_size=32, **common), tmp_path / "one")
+    run_pretraining(recipe(batch_size=8, accumulation=4, **common), tmp_path / "four")
+    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
+    assert list(four.values()) == pytest.approx(list(one.values()), rel=1e-3)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("bert", BertForMaskedLM), ("modernbert", ModernBertForMaskedLM)])
 def test_a_twin_is_saved_as_what_it_is(name, kind, recipe, tmp_path):
     run_pretraining(recipe(model=name), tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +11,21 @@ import time
 import pytest
 import torch
 
-from sibert.training import run_pretraining
+from sibert.training import resumable_trainer, run_pretraining
 from sibert.training.callbacks import SignalCallback
+from sibert.training.checkpoints import latest_checkpoint
 from sibert.training.pretrain import PretrainTrainer
+from sibert.training.run_directory import RunDirectory
 from tests.training.runs import assert_same_run, losses, records
 
 
 class StopError(Exception):
     """Stands for a crash."""
+
+
+def stop(*args, **kwargs):
+    """Crash."""
+    raise StopError
 
 
 def stop_after(monkeypatch, step):
@@ -42,6 +50,9 @@ def stop_after(monkeypatch, step):
         ({"next_sentence": True, "save_every": 1}, 9),
         ({"workers": 2, "steps": 30, "save_every": 11}, 25),
         ({"streaming": True}, 8),
+        # Epochs of nine steps and of five.
+        ({"streaming": True, "batch_size": 32, "steps": 30, "save_every": 11}, 25),
+        ({"streaming": True, "batch_size": 16, "accumulation": 4, "workers": 2, "steps": 14, "save_every": 6}, 13),
         ({"precision": "bf16", "dropout": 0.1}, 6),
     ],
     ids=str,
@@ -56,6 +67,47 @@ def test_crash_and_resume_change_no_bit(changes, step, recipe, tmp_path, monkeyp
     torch.manual_seed(999)  # whatever the new process does before must not matter
     run_pretraining(chosen, tmp_path / "stopped", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("changes", [{}, {"streaming": True}, {"steps": 10, "save_every": 10}], ids=str)
+def test_a_run_that_is_resumed_from_its_last_step_takes_no_further_one(changes, recipe, tmp_path, monkeypatch):
+    chosen = recipe(**{"steps": 12, "save_every": 4, "schedule": "constant"} | changes)
+    run_pretraining(chosen, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_model", stop)
+        with pytest.raises(StopError):
+            run_pretraining(chosen, tmp_path / "stopped")
+    run_pretraining(chosen, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_crash_between_two_checkpoints_leaves_one_of_them(recipe, tmp_path, monkeypatch):
+    chosen = recipe(keep_checkpoints=1)
+    run_pretraining(chosen, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        mark = resumable_trainer.mark_complete
+        patch.setattr(
+            resumable_trainer, "mark_complete", lambda path: stop() if path.name == "checkpoint-10" else mark(path)
+        )
+        with pytest.raises(StopError):
+            run_pretraining(chosen, tmp_path / "stopped")
+    assert latest_checkpoint(tmp_path / "stopped" / "checkpoints")[0].name == "checkpoint-5"
+    run_pretraining(chosen, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["checkpoint-12"]
+
+
+def test_a_run_does_not_go_on_with_other_data(recipe, tmp_path, text_folder, monkeypatch):
+    folder = tmp_path / "texts"
+    shutil.copytree(text_folder, folder)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(StopError):
+            run_pretraining(recipe(data=[str(folder)]), tmp_path / "stopped")
+    (folder / "3.txt").write_text("the quick brown fox\n")
+    with pytest.raises(ValueError, match=r"have changed since it began: (characters|train) .* instead of .*corpus"):
+        run_pretraining(recipe(data=[str(folder)]), tmp_path / "stopped", resume=True)
+    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-5").exists()
 
 
 def test_crash_before_the_first_checkpoint_starts_again(recipe, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The order of examples within an epoch, and batches of them."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     Args:
         dataset: what is sampled.
         shuffle: permute anew in each epoch; otherwise in order.
+        step: examples of an optimizer step; those that would be left over at the end of an epoch are not yielded, so
+            that all steps are alike, however a step is divided among micro-batches and processes.
     """
 
-    def __init__(self, dataset: MaskedDataset, shuffle: bool = True) -> None:
+    def __init__(self, dataset: MaskedDataset, shuffle: bool = True, step: int = 1) -> None:
         self.dataset = dataset
         self.shuffle = shuffle
+        self.step = step
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields.
@@ -35,14 +39,14 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) // self.step * self.step
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, size = self.dataset.epoch, len(self.dataset)
-        if not self.shuffle:
-            yield from ((epoch, index) for index in range(size))
-            return
-        for index in random_stream(self.dataset.seed, Purpose.ORDER, epoch, 0).permutation(size):
+        order: Iterable[int] = range(size)
+        if self.shuffle:
+            order = random_stream(self.dataset.seed, Purpose.ORDER, epoch, 0).permutation(size)
+        for index in itertools.islice(order, len(self)):
             yield epoch, int(index)
 
 

@@ -118,6 +118,9 @@ class StreamingMaskedDataset(torch.utils.data.IterableDataset[dict[str, Any]]):
         seed: of masks and of the order of documents.
         shuffle_buffer: documents among which the next one is drawn at random; 0 keeps their order.
 
+    Attributes:
+        repeat: begin the next epoch at the end of one, without end; else iteration is one epoch.
+
     Raises:
         ValueError: if an option is out of range.
     """
@@ -136,24 +139,36 @@ class StreamingMaskedDataset(torch.utils.data.IterableDataset[dict[str, Any]]):
         self.masking = Masking.of(tokenizer, stream.seq_length, mask_rate, whole_word)
         self.length = stream.seq_length
         self.seed = check_seed(seed)
-        self._rows = stream.rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else stream.rows
+        self.shuffle_buffer = shuffle_buffer
+        self.repeat = False
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration, in this process and in its workers.
+        """Choose the epoch with which the next iteration begins, in this process and in its workers.
 
         Args:
             epoch: its number, from 0.
         """
         self._epoch.fill_(int(epoch))
-        # Here and not where workers iterate: `datasets` keeps its epoch in shared memory too, and adds to it, so that
-        # two workers at once would add twice.
-        self._rows.set_epoch(int(epoch))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch = int(self._epoch)
+        first = int(self._epoch)
+        for epoch in itertools.count(first) if self.repeat else (first,):
+            empty = True
+            for example in self._examples(epoch):
+                empty = False
+                yield example
+            if empty:  # a worker without a file has nothing to repeat
+                return
+
+    def _examples(self, epoch: int) -> Iterator[dict[str, Any]]:
+        rows = self.stream.rows
+        if self.shuffle_buffer:
+            rows = rows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+            # Of this worker's own view: `datasets` keeps the epoch of one that is shared in shared memory.
+            rows.set_epoch(epoch)
         pad_id = self.tokenizer.pad_token_id
-        for ids_T in self.stream.blocks(self.tokenizer, self._rows):
+        for ids_T in self.stream.blocks(self.tokenizer, rows):
             key = xxhash.xxh3_64_intdigest(ids_T.tobytes())
             yield masked_example(self.masking, ids_T, pad_id, self.seed, Purpose.TRAIN_MASKS, epoch, key)
 

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import xxhash
 
-__all__ = ["COMPLETE", "discard_after", "latest_checkpoint", "mark_complete", "verify", "write_atomically"]
+__all__ = [
+    "COMPLETE",
+    "discard_after",
+    "discard_oldest",
+    "latest_checkpoint",
+    "mark_complete",
+    "verify",
+    "write_atomically",
+]
 
 COMPLETE = "complete.json"
 CHUNK_BYTES = 1 << 20
@@ -116,4 +124,21 @@ def discard_after(folder: Path, step: int) -> None:
     """
     for number, path in _numbered(folder):
         if number > step:
+            shutil.rmtree(path)
+
+
+def discard_oldest(folder: Path, keep: int, spared: Path | None = None) -> None:
+    """Remove all but the latest checkpoints.
+
+    Args:
+        folder: The `checkpoints` folder of a run.
+        keep: How many are left; the latest one always is.
+        spared: One of them that is kept whatever its age, beside the latest.
+    """
+    latest, *others = sorted(_numbered(folder), reverse=True)
+    kept = {latest[1].name} | ({spared.name} if spared else set())
+    for _, path in others:
+        if len(kept) < keep:
+            kept.add(path.name)
+        elif path.name not in kept:
             shutil.rmtree(path)

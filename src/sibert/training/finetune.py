@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from sibert.conversion.saving import WEIGHTS, load_directions, save_directions
 from sibert.data import LengthSampler, flatten
 from sibert.evaluation import Examples, examples_of, task_named
 from sibert.evaluation.baselines import bag_of_words, majority
@@ -26,11 +27,11 @@ from sibert.evaluation.predictor import DESCRIPTION, Predictor
 from sibert.evaluation.sources import held_out, task_rows
 from sibert.evaluation.tokenization import Tokenization
 from sibert.training.callbacks import ProgressCallback, SignalCallback, exit_status
-from sibert.training.checkpoints import latest_checkpoint, mark_complete
-from sibert.training.converted import DirectionsCallback
+from sibert.training.checkpoints import discard_after, latest_checkpoint
 from sibert.training.environment import environment
 from sibert.training.finetune_recipe import FinetuneRecipe
 from sibert.training.metrics import MetricsFile, optimizer_state_bytes, peak_memory_bytes
+from sibert.training.resumable_trainer import ResumableTrainer
 from sibert.training.run_directory import RunDirectory
 from sibert.training.task_model import (
     build_task_model,
@@ -42,6 +43,7 @@ from sibert.training.task_model import (
 
 __all__ = ["FinetuneDirectory", "TaskTrainer", "load_examples", "run_finetuning"]
 
+DATA = "data.json"
 RESULTS = "results.json"
 QUESTION_LENGTH = 384
 
@@ -65,23 +67,31 @@ class FinetuneDirectory(RunDirectory):
         return (self.path / RESULTS).exists()
 
 
-class TaskTrainer(Trainer):  # type: ignore[misc]
+class TaskTrainer(ResumableTrainer):
     """A `Trainer` that evaluates by the task's own metrics.
 
     Args:
         predictor: The model and its task.
         examples: Of which the first of the task's splits is evaluated.
         metrics_file: Where the records go.
+        converted: The model is a converted one, whose checkpoints need gains and directions beside the plain weights.
         **kwargs: As for `transformers.Trainer`.
     """
 
-    control: TrainerControl
-
-    def __init__(self, *, predictor: Predictor, examples: Examples, metrics_file: MetricsFile, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        predictor: Predictor,
+        examples: Examples,
+        metrics_file: MetricsFile,
+        converted: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.predictor = predictor
         self.examples = examples
         self.metrics_file = metrics_file
+        self.converted = converted
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -126,10 +136,15 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
             kind = "eval" if any(name.startswith("eval_") for name in logs) else "train"
             self.metrics_file.append({"kind": kind, "step": self.state.global_step, **logs})
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+    def complete(self, checkpoint: Path) -> None:
+        """Write gains and directions, whose norms the plain weights do not tell."""
+        if self.converted:
+            save_directions(self.model, checkpoint / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.converted:
+            load_directions(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
 
 def evaluated_splits(examples: Examples) -> list[str]:
@@ -193,11 +208,17 @@ def run_finetuning(
     if resume and run.finished:
         raise ValueError(f"{run.path} is finished; evaluate it, or start another run with --out")
     main = int(os.environ.get("RANK", "0")) == 0  # of several processes that torchrun started, one writes
-    console = (console or Console(highlight=False, soft_wrap=True)) if main else Console(quiet=True)
+    plain = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = (console or plain) if main else Console(quiet=True)
     if not resume and main:
         run.create(recipe)
     try:
         trainer, signals = _prepare(recipe, run, console)
+        counts = _counts(trainer)
+        if resume:
+            run.check_unchanged(DATA, counts)
+        elif main:
+            run.write_json(DATA, counts)
         if main:
             parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
             record = {**environment(), "parameters": parameters, "processes": trainer.args.world_size}
@@ -211,7 +232,10 @@ def run_finetuning(
     for sentence in passed_over:
         console.print(sentence)
     if main:
-        trainer.metrics_file.truncate_after(0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
+        step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        trainer.metrics_file.truncate_after(step)
+        discard_after(run.checkpoints, step)
+    others = _baselines(recipe, trainer.examples, console) if main else {}
     started = time.perf_counter()
     with signals.listening(), warnings.catch_warnings():
         # The best checkpoint is plain and replaces the model at the end; it is not trained any further.
@@ -224,7 +248,7 @@ def run_finetuning(
         return exit_status(signals.received)
     trainer.accelerator.wait_for_everyone()
     if main:
-        _finish(recipe, run, trainer, console, time.perf_counter() - started)
+        _finish(run, trainer, others, console, time.perf_counter() - started)
     return 0
 
 
@@ -260,12 +284,12 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
         predictor=predictor,
         examples=examples,
         metrics_file=MetricsFile(run.metrics),
+        converted=recipe.convert is not None,
     )
     for callback in (PrinterCallback, TransformersProgressCallback):
         trainer.remove_callback(callback)
     signals = SignalCallback()
     callbacks = [signals, ProgressCallback(console)]
-    callbacks += [DirectionsCallback()] if recipe.convert else []
     callbacks += [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -279,6 +303,14 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
         f"rows of at most {reading.length} tokens, on {trainer.args.device}; run directory {run.path}"
     )
     return trainer, signals
+
+
+def _counts(trainer: TaskTrainer) -> dict[str, int]:
+    """Rows of each split, and the tokens that are trained on."""
+    tokens = sum(
+        len(row[name]) for row in trainer.train_dataset for name in ("input_ids", "anchor", "positive") if name in row
+    )
+    return {**{f"rows_of_{split}": len(data) for split, data in trainer.examples.splits.items()}, "tokens": tokens}
 
 
 def _collator(examples: Examples, tokenizer: Any, *, flat: bool) -> Any:
@@ -340,9 +372,23 @@ def _arguments(
     )
 
 
-def _finish(
-    recipe: FinetuneRecipe, run: FinetuneDirectory, trainer: TaskTrainer, console: Console, seconds: float
-) -> None:
+Baselines = dict[str, dict[str, dict[str, float]]]
+"""Scores by the name of the baseline and the split."""
+
+
+def _baselines(recipe: FinetuneRecipe, examples: Examples, console: Console) -> Baselines:
+    """Fit the baselines before the model: what their data do not allow is known then, and costs nothing."""
+    found: Baselines = {}
+    if recipe.baselines and examples.task.kind in ("classification", "regression"):
+        for name, baseline in (("majority", majority), ("bag of words", bag_of_words)):
+            try:
+                found[name] = {split: baseline(examples, split) for split in evaluated_splits(examples)}
+            except ValueError as error:  # scikit-learn's: no words, or too few rows of a class
+                console.print(f"note: no baseline {name}, for these data do not allow it ({error})")
+    return found
+
+
+def _finish(run: FinetuneDirectory, trainer: TaskTrainer, others: Baselines, console: Console, seconds: float) -> None:
     """Score every split with the best model, and write model, description and scores."""
     predictor, examples, state = trainer.predictor, trainer.examples, trainer.state
     splits = evaluated_splits(examples)
@@ -350,10 +396,6 @@ def _finish(
     if "best_f1_threshold" in scores[splits[0]]:
         predictor.no_answer_threshold = scores[splits[0]]["best_f1_threshold"]
         scores = {split: predictor.evaluate(examples, split) for split in splits}
-    others: dict[str, dict[str, dict[str, float]]] = {}
-    if recipe.baselines and examples.task.kind in ("classification", "regression"):
-        for name, baseline in (("majority", majority), ("bag of words", bag_of_words)):
-            others[name] = {split: baseline(examples, split) for split in splits}
     best = state.best_model_checkpoint
     record = {
         "scores": scores,

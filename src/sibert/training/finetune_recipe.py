@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from sibert.evaluation import task_named
 from sibert.optim import SCHEDULES
+from sibert.training.recipe import SEEDS
 
 __all__ = ["FinetuneRecipe"]
 
@@ -103,6 +104,10 @@ class FinetuneRecipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed must be less than 2**32, got {self.seed}")
         for name in ("dropout", "warmup_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -142,4 +147,9 @@ class FinetuneRecipe:
         unknown = sorted(set(fields) - {one.name for one in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; was it written by another version?")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except TypeError as error:  # a comparison of numbers and text
+            raise ValueError(
+                f"{path} has an option of the wrong type ({error}): numbers stand without quotes"
+            ) from None

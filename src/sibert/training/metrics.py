@@ -106,17 +106,30 @@ class MetricsFile:
         Args:
             step: Last step that is kept.
         """
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        if self.path.exists():
+            write_atomically(self.path, "".join(f"{json.dumps(record)}\n" for record in self._until(step)))
+
+    def last_evaluation(self, step: int) -> int | None:
+        """Find the last evaluation up to a step.
+
+        Args:
+            step: The step.
+
+        Returns:
+            The step of that evaluation; None if there is none.
+        """
+        return max((record["step"] for record in self._until(step) if record["kind"] == "eval"), default=None)
+
+    def _until(self, step: int) -> list[dict[str, Any]]:
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 break
             if record["step"] <= step:
-                kept.append(line)
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+                found.append(record)
+        return found
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:

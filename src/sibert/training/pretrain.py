@@ -24,8 +24,8 @@ from transformers.trainer_callback import ProgressCallback as TransformersProgre
 
 from sibert.data import (
     CorpusReport,
-    MaskedDataset,
     PreparedCorpus,
+    StreamingMaskedDataset,
     TokenFrequencies,
     collate,
     collate_flat,
@@ -54,6 +54,7 @@ from sibert.training.trainer import PretrainTrainer
 
 __all__ = ["build_model", "build_training_optimizer", "run_pretraining"]
 
+CORPUS = "corpus.json"
 TWIN_LR = {"adamw": 5e-4, "lamb": 2e-3, "sgd": 0.1}
 TWIN_WEIGHT_DECAY = 0.01
 TWIN_MAX_GRAD_NORM = {"adamw": 1.0, "lamb": 1.0, "sgd": 0.0}
@@ -247,14 +248,15 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
     if recipe.compile and arguments.device.type == "cpu":
         _require_compiler()
     main_process = arguments.process_index == 0
-    console = (console or Console(highlight=False, soft_wrap=True)) if main_process else Console(quiet=True)
+    plain = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = (console or plain) if main_process else Console(quiet=True)
     checkpoint = _checkpoint_to_resume(run, console) if resume else None
     if main_process and not resume:
         run.create(recipe)
     try:
         corpus = _prepare(recipe, run, arguments, resume, console)
         trainer, signals = _build_trainer(recipe, run, corpus, arguments, console)
-    except ValueError:
+    except BaseException:
         if main_process and not resume:
             run.withdraw()  # so that the corrected command is not refused because of a directory without a run
         raise
@@ -269,6 +271,8 @@ def run_pretraining(recipe: PretrainRecipe, out: Path, *, resume: bool = False, 
             f"stopped after step {trainer.state.global_step}; go on with: sibert pretrain --resume {run.path}"
         )
         return exit_status(signals.received)
+    if trainer.state.global_step < recipe.steps:
+        raise ValueError("the stream has no text to train on: give more of it, or a smaller --validation-fraction")
     if trainer.evaluated_step != trainer.state.global_step:
         trainer.evaluate()
     if main_process:
@@ -310,10 +314,11 @@ def _checkpoint_to_resume(run: RunDirectory, console: Console) -> Path | None:
 def _rewind(trainer: PretrainTrainer, run: RunDirectory, checkpoint: Path | None, main_process: bool) -> None:
     """Forget what came after a checkpoint (or all, if there is none): records, and checkpoints that are not whole."""
     step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    assert trainer.metrics_file is not None
     if checkpoint is not None:
         trainer.load_window(checkpoint)
+    trainer.evaluated_step = trainer.metrics_file.last_evaluation(step)
     if main_process:
-        assert trainer.metrics_file is not None
         trainer.metrics_file.truncate_after(step)
         discard_after(run.checkpoints, step)
 
@@ -329,7 +334,9 @@ def _prepare(
         corpus = pretraining_corpus(recipe, own_tokenizer)
         if arguments.process_index == 0 and not run.tokenizer.exists():
             corpus.tokenizer.save_pretrained(run.tokenizer)
-            run.write_json("corpus.json", corpus.report.to_dict())
+            run.write_json(CORPUS, corpus.report.to_dict())
+    if resume:
+        run.check_unchanged(CORPUS, corpus.report.to_dict())
     console.print(f"data ready in {time.perf_counter() - started:.0f} s: {describe(corpus.report)}")
     return corpus
 
@@ -354,11 +361,13 @@ def _build_trainer(
     tokenizer = corpus.tokenizer
     masking: dict[str, Any] = {"mask_rate": recipe.mask_rate, "whole_word": recipe.whole_word, "seed": recipe.seed}
     train, validation = corpus.masked_train(**masking), corpus.masked_validation(**masking)
-    batch = recipe.batch_size * arguments.world_size
-    if isinstance(train, MaskedDataset) and len(train) < batch:
+    batch = recipe.batch_size * recipe.accumulation * arguments.world_size
+    if isinstance(train, StreamingMaskedDataset):
+        train.repeat = True  # an epoch of a stream may end within a step
+    elif len(train) < batch:
         raise ValueError(
-            f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than one batch of "
-            f"{batch}; give more text, or a smaller --batch-size or --seq-length"
+            f"the training split has {len(train)} sequences of {recipe.seq_length} tokens, fewer than the {batch} of a "
+            "step; give more text, or a smaller --batch-size, --accumulation or --seq-length"
         )
     model = build_model(recipe, len(tokenizer), tokenizer.pad_token_id, corpus.frequencies())
     optimizer, lr_schedule = build_training_optimizer(recipe, model)

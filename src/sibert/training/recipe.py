@@ -20,6 +20,9 @@ LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.001, "row": 0.001}
 """At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.045 at 0.001. Larger
 angles were worse when measured, smaller ones no better (LOGBOOK, 2026-11-23). Short runs meet this bound."""
 
+SEEDS = 2**32
+"""numpy's generators, which transformers seeds as well, take no larger seed."""
+
 EQUILIBRIUM_TIMES = 10.0
 """D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark)."""
 
@@ -159,6 +162,12 @@ class PretrainRecipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        for name in ("weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed must be less than 2**32, got {self.seed}")
         if self.warmup_steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps must be less than steps, got {self.warmup_steps} of {self.steps}")
 
@@ -189,6 +198,8 @@ class PretrainRecipe:
                 raise ValueError("two_sided brings gradients between 1 / clip and clip, so clip cannot be none; use 2")
         elif self.intrinsic_lr is not None:
             raise ValueError(f"intrinsic_lr belongs to clipped_sgd; optimizer {self.optimizer_name} takes lr")
+        elif self.head_lr is not None:
+            raise ValueError(f"head_lr belongs to clipped_sgd; optimizer {self.optimizer_name} takes lr")
         elif self.two_sided is not None:
             raise ValueError(f"two_sided belongs to clipped_sgd; optimizer {self.optimizer_name} clips absolutely")
         elif self.initial_scale != 1.0 and self.optimizer_name != "sgd" and self.model == "sibert":
@@ -273,4 +284,9 @@ class PretrainRecipe:
         unknown = sorted(set(fields) - {one.name for one in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; was it written by another version?")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except TypeError as error:  # a comparison of numbers and text
+            raise ValueError(
+                f"{path} has an option of the wrong type ({error}): numbers stand without quotes"
+            ) from None

@@ -4,7 +4,7 @@ Inside the folder that `--out` names:
 
     recipe.json          every choice of the run
     environment.json     versions, device, threads, number of parameters
-    corpus.json          what the data were: documents, duplicates, skipped files, tokens
+    corpus.json          what the data were: documents, duplicates, skipped files, tokens (of fine-tuning: data.json)
     metrics.jsonl        one record a line
     tensorboard/         the same for TensorBoard
     tokenizer/           the tokenizer, from the first step on
@@ -92,7 +92,7 @@ class RunDirectory:
     def withdraw(self) -> None:
         """Take back what is written before a run begins; a directory with anything else in it stays."""
         self.recipe.unlink(missing_ok=True)
-        for name in ("corpus.json", "environment.json"):
+        for name in ("corpus.json", "data.json", "environment.json"):
             (self.path / name).unlink(missing_ok=True)
         for folder in (self.tokenizer, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
@@ -107,6 +107,25 @@ class RunDirectory:
             record: Contents.
         """
         write_atomically(self.path / name, json.dumps(record, indent=2) + "\n")
+
+    def check_unchanged(self, name: str, record: dict[str, Any]) -> None:
+        """Compare the counts of the data with those that the run began with.
+
+        Args:
+            name: File name.
+            record: What would be written into it now.
+
+        Raises:
+            ValueError: If a number differs.
+        """
+        file = self.path / name
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for key, count in record.items():
+            if isinstance(count, int) and before.get(key, count) != count:
+                raise ValueError(
+                    f"the data of {self.path} have changed since it began: {key.replace('_', ' ')} {count} instead of "
+                    f"{before[key]} ({file}); put the earlier ones back, or start another run with --out"
+                )
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
         """Write the final model so that its files appear one by one, each whole, `config.json` last.

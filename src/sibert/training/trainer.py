@@ -10,20 +10,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sibert.data import EpochSampler, MaskedDataset
 from sibert.models.masked_lm_loss import IGNORED
 from sibert.optim import ClippedSGD, GradientRelease, Hybrid
-from sibert.training.checkpoints import mark_complete
 from sibert.training.metrics import LossWindow, MetricsFile, optimizer_state_bytes, peak_memory_bytes
+from sibert.training.resumable_trainer import ResumableTrainer
 
 __all__ = ["PretrainTrainer"]
 
 WINDOW = "loss_window.json"
 
 
-class PretrainTrainer(Trainer):  # type: ignore[misc]
+class PretrainTrainer(ResumableTrainer):
     """A `Trainer` whose losses are divided by the targets of the global batch and whose clipping is ClippedSGD's own.
 
     Differences from `transformers.Trainer`:
@@ -33,7 +33,7 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
     - `max_grad_norm` must be 0 with ClippedSGD: an absolute clipping threshold breaks scale invariance.
     - Training order and masks are pure functions of (seed, epoch, index), so a resumed run sees the same batches.
     - `evaluate` averages over targets, not over batches.
-    - A checkpoint is marked as complete after its last file.
+    - Its checkpoints are whole, and a run may be resumed at any moment (`ResumableTrainer`).
 
     Args:
         metrics_file: Where the records go; None = nowhere.
@@ -45,8 +45,6 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
     Raises:
         ValueError: If `max_grad_norm` is not 0 with ClippedSGD, or gradients cannot be released.
     """
-
-    control: TrainerControl
 
     def __init__(
         self,
@@ -83,7 +81,8 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, MaskedDataset):
             return super()._get_train_sampler(dataset)
-        return EpochSampler(dataset)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return EpochSampler(dataset, step=step)
 
     # Losses
 
@@ -222,15 +221,13 @@ class PretrainTrainer(Trainer):  # type: ignore[misc]
 
     # Checkpoints
 
+    def complete(self, checkpoint: Path) -> None:
+        """Write the window of losses that is open."""
+        self.window.save(checkpoint / WINDOW)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         started = time.perf_counter()
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            self.window.save(checkpoint / WINDOW)
-            mark_complete(checkpoint)
-        self.accelerator.wait_for_everyone()
         self.window.pause(time.perf_counter() - started)
 
     def load_window(self, checkpoint: Path) -> None:
