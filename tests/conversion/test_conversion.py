@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from sibert.conversion import build_optimizer, converted_weights, fold, make_scale_invariant, param_groups
+from sibert.conversion.saving import folded_state_dict
 from sibert.homogeneity import Verdict, analyze, invariant_rows
 
 TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -319,6 +320,94 @@ def test_parts_may_be_chosen():
     assert "bert.embeddings.word_embeddings.weight" not in names
 
 
+class Shared(nn.Module):
+    """A module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.again = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.again(torch.tanh(self.first(x))))
+
+
+class TestFold:
+    @pytest.mark.parametrize("name", MODULES)
+    def test_parameters_are_in_their_order(self, name):
+        module, _ = built(name)
+        names = [key for key, _ in module.named_parameters()]
+        fold(make_scale_invariant(module))
+        assert [key for key, _ in module.named_parameters()] == names
+
+    def test_frozen_weights_stay_parameters_and_frozen(self):
+        module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        module[0].weight.requires_grad_(False)
+        fold(make_scale_invariant(module))
+        trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+        assert trained == {"0.weight": False, "0.bias": True, "1.weight": True, "1.bias": True}
+
+    def test_without_gradients_weights_become_parameters_that_have_some(self):
+        module = make_scale_invariant(nn.Linear(3, 4))
+        with torch.no_grad():
+            fold(module)
+        assert [(name, parameter.requires_grad) for name, parameter in module.named_parameters()] == [
+            ("weight", True),
+            ("bias", True),
+        ]
+
+    @pytest.mark.parametrize("name", ["attention", "tied", "convolutions"])
+    def test_a_copy_and_its_original_are_folded_apart(self, name):
+        module, inputs = built(name)
+        before = output(make_scale_invariant(module), inputs)
+        copied = copy.deepcopy(module)
+        for folded in (module, copied):
+            fold(folded)
+            for each in (module, copied):
+                torch.testing.assert_close(output(each, inputs), before, rtol=1e-12, atol=1e-13)
+
+    def test_of_a_module_two_weights_are_folded_one_by_one(self):
+        module = nn.MultiheadAttention(4, 2, kdim=3, vdim=3)
+        plain = {key: value.clone() for key, value in module.state_dict().items()}
+        copied = copy.deepcopy(make_scale_invariant(module))
+        fold(module)
+        assert len(converted_weights(copied)) == 4
+        assert list(fold(copied).state_dict()) == list(plain)
+        for key, value in copied.state_dict().items():
+            torch.testing.assert_close(value, plain[key])
+
+
+class TestSharedModules:
+    def test_there_and_back(self):
+        module, x = Shared(), torch.randn(2, 3)
+        names, before = list(module.state_dict()), module(x)
+        make_scale_invariant(module)
+        assert [weight.names for weight in converted_weights(module)] == [
+            ("first.weight", "again.weight"),
+            ("last.weight",),
+        ]
+        torch.testing.assert_close(module(x), before)
+        assert len(list(fold(module).parameters())) == 4
+        assert list(module.state_dict()) == names
+        torch.testing.assert_close(module(x), before)
+
+    def test_plain_weights_are_saved_and_loaded_under_both_names(self):
+        module, x = Shared(), torch.randn(2, 3)
+        plain, before = {key: value.clone() for key, value in module.state_dict().items()}, module(x)
+        make_scale_invariant(module)
+        assert folded_state_dict(module).keys() == plain.keys()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.1)
+        with pytest.warns(UserWarning, match="plain weights"):
+            module.load_state_dict(plain)
+        torch.testing.assert_close(module(x), before)
+
+    def test_either_name_includes_it(self):
+        (weight,) = converted_weights(make_scale_invariant(Shared(), include="again"))
+        assert weight.names == ("first.weight", "again.weight")
+
+
 class TestMistakes:
     """One sentence each, and nothing has changed."""
 
@@ -368,3 +457,8 @@ class TestMistakes:
             fold(nn.Linear(2, 2))
         with pytest.raises(ValueError, match=r"call make_scale_invariant first"):
             param_groups(nn.Linear(2, 2))
+
+    def test_groups_of_a_frozen_module(self):
+        module = make_scale_invariant(nn.Linear(2, 2)).requires_grad_(False)
+        with pytest.raises(ValueError, match=r"no trainable parameter: call requires_grad_\(True\)"):
+            build_optimizer(module, intrinsic_lr=0.1)

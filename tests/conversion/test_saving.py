@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +140,35 @@ def test_tied_and_transposed_weights_of_gpt2(tmp_path):
     torch.testing.assert_close(logits(opened), logits(model), rtol=1e-4, atol=1e-5)
 
 
+def test_of_a_run_the_tokenizer_comes_along(folder, tmp_path):
+    """Its folder has the tokenizer twice: beside the model, and in a folder from the first step on."""
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text('{"model": 1}')
+    (folder / "vocab.txt").write_text("[PAD]")
+    (tmp_path / "new").mkdir()
+    convert_folder(folder, tmp_path / "new", check=False)
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"config.json", "converted.safetensors", "tokenizer.json", "vocab.txt"}
+    assert (tmp_path / "new" / "tokenizer.json").read_text() == '{"model": 1}'
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+def test_what_fails_while_it_is_written_leaves_nothing(folder, tmp_path):
+    (folder / "tokenizer.json").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="error"):
+        convert_folder(folder, tmp_path / "new", check=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_gains_and_directions_are_named(folder, tmp_path):
+    convert_folder(folder, tmp_path / "new", check=False)
+    weights = tmp_path / "new" / "converted.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"converted\.safetensors is damaged"):
+        load_converted(tmp_path / "new")
+
+
 class TestCommand:
     def test_convert_and_check(self, folder, tmp_path, run):
         status, out, _ = run("convert", folder, tmp_path / "new")
@@ -164,6 +194,14 @@ class TestCommand:
         status, _, err = run("convert", *(word.format(folder=folder, tmp=tmp_path) for word in words))
         assert status == 1
         assert message in err
+        assert not (tmp_path / "new").exists()
+
+    def test_damaged_weights_are_named(self, folder, tmp_path, run):
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        status, _, err = run("convert", folder, tmp_path / "new")
+        assert status == 1
+        assert f"error: {weights} is damaged" in err
         assert not (tmp_path / "new").exists()
 
     def test_a_plain_folder_is_not_opened_as_converted(self, folder):

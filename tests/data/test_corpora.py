@@ -152,3 +152,17 @@ def test_a_hub_data_set_is_read_as_a_stream_of_rows(load, monkeypatch, texts):
     assert (corpus.report.documents, corpus.report.rule) == (len(texts), "file")
     with pytest.raises(ValueError, match="no column 'body'; columns found: id, text"):
         load("owner/name", text_column="body")
+
+
+def test_a_connection_that_breaks_off_is_not_taken_for_a_cache_that_cannot_be_written(load, monkeypatch, texts):
+    def rows():
+        yield from ({"text": text} for text in texts[:5])
+        raise OSError("the server went away")
+
+    stream = datasets.IterableDataset.from_generator(
+        rows, features=datasets.Features({"text": datasets.Value("string")})
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: stream)
+    monkeypatch.setattr(huggingface_hub, "HfApi", _Hub)
+    with pytest.raises(ValueError, match=r"'owner/name' .* of the Hugging Face hub it cannot be read"):
+        load("owner/name")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import transformers
 
 import sibert.data
 from sibert.data import find_sources, load_corpus, prepare_corpus
@@ -88,6 +89,13 @@ def test_a_given_tokenizer_is_used_and_is_part_of_the_key(tmp_path, corpus_file,
 def test_a_tokenizer_that_knows_no_word_is_refused(tmp_path, corpus_file, texts):
     sibert.data.train_tokenizer(lambda: iter(["ж щ ю"]), 20).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="knows not one word"):
+        prepare_corpus([str(corpus_file)], tokenizer=str(tmp_path), cache_dir=tmp_path / "cache", **OPTIONS)
+
+
+def test_a_tokenizer_with_a_gap_in_its_ids_is_refused(tmp_path, corpus_file, tokenizer):
+    vocabulary = {token: index + (index > 20) for token, index in tokenizer.get_vocab().items()}
+    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has 150 tokens, but an id of 150; a model needs ids without gaps"):
         prepare_corpus([str(corpus_file)], tokenizer=str(tmp_path), cache_dir=tmp_path / "cache", **OPTIONS)
 
 

@@ -118,6 +118,37 @@ def test_a_bad_row_of_csv_is_skipped_without_disturbing_the_next(tmp_path):
     assert "1 fields, expected 2" in problems.messages[1]
 
 
+@pytest.mark.parametrize("header", ["text,source", "source,text", "text"])
+def test_a_row_of_csv_with_other_fields_than_the_header_is_skipped(tmp_path, header):
+    """An unquoted comma would cut the text off."""
+    path = tmp_path / "bad.csv"
+    path.write_text(f'{header}\n{header}\nThe quick, brown fox,web\n"{header}"\n{header}')
+    documents, problems = read(path)
+    skipped = [] if header == "text" else ["bad.csv:4: 1 fields, expected 2"]
+    assert documents == ["text"] * (3 - len(skipped))
+    assert problems.messages == [
+        f"bad.csv:3: 3 fields, expected {header.count(',') + 1}; a text with commas needs quotes",
+        *skipped,
+    ]
+
+
+def test_a_table_in_another_encoding_is_a_clear_error(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("text\none\n".encode("utf-16"))
+    with pytest.raises(
+        ValueError, match=r"rows\.csv: the line of column names is not UTF-8 text; save the file as UTF-8"
+    ):
+        read(path)
+
+
+def test_json_that_is_nested_too_deeply_is_skipped(tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"text": "good"}\n{"text": "x", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    documents, problems = read(path)
+    assert documents == ["good"]
+    assert problems.messages == ["deep.jsonl:2: the JSON is nested too deeply"]
+
+
 def test_a_long_csv_field_is_no_problem(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("text\n" + "x" * 200_000)

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from sibert.data.sources import FileSource, HubSource, find_sources, standard_library
@@ -18,6 +20,31 @@ def folder(tmp_path):
 
 def test_a_folder_is_searched_recursively_in_sorted_order_and_unsupported_files_are_left_out(folder):
     assert names(find_sources([str(folder)])) == ["a.md", "b.txt", "deep/er/c.py", "rows.jsonl.zst"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_left_out_of_a_folder_and_refused_by_name(folder):
+    os.mkfifo(folder / "pipe.txt")
+    assert "pipe.txt" not in names(find_sources([str(folder)]))
+    with pytest.raises(ValueError, match=r"pipe\.txt is neither a file nor a folder"):
+        find_sources([str(folder / "pipe.txt")])
+
+
+def test_a_link_to_nowhere_is_found_so_that_reading_it_says_so(folder):
+    (folder / "link.txt").symlink_to(folder / "gone.txt")
+    assert "link.txt" in names(find_sources([str(folder)]))
+
+
+def test_bytes_of_a_name_that_are_not_utf8_are_escaped(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")
+    try:
+        open(path, "w").close()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    for value in (str(tmp_path), path, str(tmp_path / "*.txt")):
+        (source,) = find_sources([value])
+        assert source.name.endswith("\\xff.txt")
+        assert source.path.is_file()
 
 
 def test_a_glob_finds_what_it_matches(folder):

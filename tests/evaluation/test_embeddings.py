@@ -40,6 +40,13 @@ def test_the_loss_of_equal_texts_is_the_logarithm_of_their_number():
 
 def test_retrieval_by_hand():
     anchors = unit([1, 0], [0, 1], [1, 1]).numpy()
-    assert retrieval_accuracy(anchors, anchors) == 1.0
-    assert retrieval_accuracy(anchors, anchors[[1, 0, 2]]) == pytest.approx(1 / 3)
-    assert retrieval_accuracy(anchors[:2], np.stack([anchors[0], anchors[0]])) == 1.0  # both are the same text
+    assert retrieval_accuracy(anchors, anchors, ["a", "b", "c"]) == 1.0
+    assert retrieval_accuracy(anchors, anchors[[1, 0, 2]], ["a", "b", "c"]) == pytest.approx(1 / 3)
+    same = np.stack([anchors[0], anchors[0]])
+    assert retrieval_accuracy(anchors[:2], same, ["a", "a"]) == 1.0
+    assert retrieval_accuracy(anchors[:2], same, ["a", "b"]) == 0.5
+
+
+def test_an_encoder_that_tells_nothing_apart_finds_as_many_as_guessing():
+    same = np.full((50, 4), 0.5, dtype=np.float32)
+    assert retrieval_accuracy(same, same, list(map(str, range(50)))) == pytest.approx(1 / 50)

@@ -45,6 +45,17 @@ class TestLabels:
         data = rows({"sentence": "x", "label": "positive"}, {"sentence": "y", "label": "0"})
         assert examples_of(TASKS["sst2"], {"train": data}).splits["train"]["label"][:] == [1, 0]
 
+    def test_but_not_of_a_user_s_own(self):
+        data = {"train": labelled(("x", "no"), ("y", "yes")), "validation": labelled(("z", "1"))}
+        with pytest.raises(ValueError, match="'1' is none of the labels that the model knows: no, yes"):
+            examples_of(self.task, data)
+        data = {"train": labelled(("x", 1), ("y", 2)), "validation": labelled(("z", 0))}
+        with pytest.raises(ValueError, match="'0' is none of the labels that the model knows: 1, 2"):
+            examples_of(self.task, data)
+
+    def test_raised_digits_are_no_numbers(self):
+        assert examples_of(self.task, {"train": labelled(("x", "³"), ("y", "²"))}).labels == ("²", "³")
+
     def test_a_split_without_labels_is_there_to_be_predicted(self):
         examples = examples_of(self.task, {"test": rows({"text": "x"}), "train": labelled(("x", "a"), ("y", "b"))})
         assert examples.splits["test"].column_names == ["text"]
@@ -61,6 +72,13 @@ class TestLabels:
         [
             ({"train": []}, "the train split has no rows"),
             ({"train": rows({"text": "x"})}, "row 2, column 'label': the column is missing; columns found: text"),
+            (
+                {
+                    "train": labelled(("x", "a"), ("y", "b")),
+                    "validation": [*rows({"text": "z"}), *labelled(("x", "a"))],
+                },
+                "row 2, column 'label': the column is missing; columns found: text",
+            ),
             ({"train": labelled(("x", "a"), ("y", "a"))}, "has one label alone ('a' in column 'label')"),
             ({"train": labelled(("x", "a"), ("y", ""))}, "row 3, column 'label': expected a label"),
             ({"train": labelled(("x", "a"), ("y", None))}, "expected a label (text or an integer), got nothing"),
@@ -108,6 +126,7 @@ class TestWords:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
+            ({"words": "a b", "tags": "O 1"}, "column 'tags': '1' is none of the tags that the model knows: B-X, O"),
             ({"words": "a b", "tags": "O"}, "column 'tags': expected one tag for each of the 2 words, got 1"),
             ({"words": [], "tags": "O"}, "column 'words': expected a list"),
             ({"words": ["a", " "], "tags": "O O"}, "column 'words': expected texts that are not empty"),
@@ -116,7 +135,9 @@ class TestWords:
     )
     def test_mistakes(self, values, message):
         with pytest.raises(ValueError, match=re.escape(message)):
-            examples_of(self.task, {"train": rows({"words": "a b", "tags": "O B-X"}, values)})
+            examples_of(
+                self.task, {"train": rows({"words": "a b", "tags": "O B-X"}), "validation": rows({}, values)[1:]}
+            )
 
 
 class TestAnswers:
@@ -141,6 +162,7 @@ class TestAnswers:
             ({"text": ["Bob"], "answer_start": [9]}, "'Bob' is not in column 'context' at character 9"),
             ({"text": ["Bob"], "answer_start": []}, "1 texts, but 0 starts"),
             ({"text": ["Bob"]}, "expected a text of the context, or {'text'"),
+            ({"text": "Bob", "answer_start": 8}, "expected a text of the context, or {'text'"),
             (7, "expected a text of the context"),
         ],
     )
@@ -194,6 +216,8 @@ class TestSquadFiles:
             (lambda tree: [], "is not in SQuAD's format"),
             (lambda tree: {"data": [{}]}, r"data\[0\]: expected 'paragraphs'"),
             (lambda tree: {"data": [{"paragraphs": [{"context": "x"}]}]}, "expected 'qas'"),
+            (lambda tree: {"data": [{"paragraphs": 5}]}, r"data\[0\]: expected a list of 'paragraphs'.*, got int"),
+            (lambda tree: {"data": [{"paragraphs": [{"context": "x", "qas": 5}]}]}, "expected a list of 'qas'"),
         ],
     )
     def test_mistakes(self, tmp_path, change, message):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +79,25 @@ def test_tables_are_as_glue_s_leaderboard_wants_them(end, separator, predictor, 
     assert {row[1] for row in rows[1:]} <= {"bad", "good"}
 
 
+def test_glue_s_test_file_has_a_prediction_for_every_line(folder, tokenizer, tmp_path):
+    model = SibertForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
+    task = task_named("rte")
+    predictor = Predictor(model, Tokenization.of(model, tokenizer), task, task.labels, 4)
+    rows = [("index", "sentence1", "sentence2"), (0, '"A fine film', "great"), (1, 'the best" story', "lovely")]
+    downstream.write_lines(tmp_path / "test.tsv", *rows, (2, "dull", "cold"))
+    assert predict_file(predictor, tmp_path / "test.tsv", tmp_path / "out.tsv") == (3, 0)
+    # Where a row is broken, the index of later ones would be wrong.
+    downstream.write_lines(tmp_path / "test.tsv", *rows[:2], (1, "no second one"), *rows[2:])
+    with pytest.raises(ValueError, match=r"test.tsv, row 3, column 'sentence2': the column is missing"):
+        predict_file(predictor, tmp_path / "test.tsv", tmp_path / "out.tsv")
+
+
+def test_an_empty_line_shifts_no_index(predictor, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\na fine film\n\na dull film\n")
+    with pytest.raises(ValueError, match=r"texts.csv, row 3, column 'text': the text is empty"):
+        predict_file(predictor, tmp_path / "texts.csv", tmp_path / "out.csv")
+
+
 def test_answers_by_id(questions, tmp_path):
     data = downstream.squad(tmp_path / "data") / "dev-v1.1.json"
     predict_file(questions, data, tmp_path / "answers.json")
@@ -128,6 +148,10 @@ class TestGoingOn:
         self.stop_after(predictor, source, target, 10)
         predictor.labels = ("good", "bad")
         assert predict_file(predictor, source, target) == (23, 0)
+        self.stop_after(predictor, source, target, 10)
+        with torch.no_grad():
+            predictor.model.classifier.weight.neg_()  # as if trained again into the same folder
+        assert predict_file(predictor, source, target) == (23, 0)
 
     def test_a_wrong_row_keeps_what_was_done_before(self, predictor, source, tmp_path):
         text = source.read_text()
@@ -144,12 +168,21 @@ class TestGoingOn:
         ("out.json", "must end in one of .jsonl, .csv, .tsv, got out.json"),
         ("nowhere/out.csv", "there is no folder"),
         ("texts.csv", "are the same file"),
+        ("folder.csv", "folder.csv is a folder: give the name of a file to write"),
     ],
 )
 def test_bad_outputs(name, message, predictor, source, tmp_path):
+    (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ValueError, match=message):
         predict_file(predictor, source, tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.csv", "texts.csv"]
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="needs a folder that takes no files, whoever asks")
+def test_a_place_that_cannot_be_written_to(predictor, source):
+    with pytest.raises(OSError, match=r"labels\.csv\.partial") as error:
+        predict_file(predictor, source, "/sys/labels.csv")
+    assert not isinstance(error.value, FileNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +223,24 @@ class TestPredictor:
         questions.no_answer_threshold = scores["best_f1_threshold"]
         assert questions.evaluate(examples, "validation")["f1"] == pytest.approx(max(found))
 
+    def test_scores_are_of_what_is_answered(self, questions, tmp_path):
+        data = downstream.squad(tmp_path / "data")
+        examples = examples_of(questions.task, task_rows(questions.task, data))
+        columns = examples.splits["validation"][:]
+        said = questions.predict(columns)
+        right = [{"text": [one["answer"]], "answer_start": [one["start"]]} for one in said]
+        assert questions.question_scores({"id": columns["id"], "answers": right}, said).exact == 100.0
+        questions.no_answer_threshold = -1e9
+        said = questions.predict(columns)
+        assert {one["answer"] for one in said} == {""}
+        assert questions.question_scores({"id": columns["id"], "answers": right}, said).exact == 0.0
+
+    def test_what_is_not_finite_is_no_prediction(self, predictor):
+        with torch.no_grad():
+            predictor.model.classifier.bias.fill_(float("nan"))
+        with pytest.raises(ValueError, match="the outputs of the model are not finite: its weights are damaged"):
+            predictor.predict({"text": ["a fine film"]})
+
     def test_a_split_without_labels(self, predictor, tmp_path):
         (tmp_path / "test.csv").write_text("text\nfilm\n")
         rows = task_rows(predictor.task, None, {"test": tmp_path / "test.csv"})
@@ -206,6 +257,31 @@ class TestPredictor:
         tokenizer.save_pretrained(tmp_path)
         (tmp_path / "task.json").write_text(json.dumps(predictor.describe()))
         with pytest.raises(ValueError, match=r"has the labels LABEL_0, LABEL_1, but task.json says bad, good"):
+            Predictor.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                '{"task": "classification"}',
+                r"task.json lacks columns, target, labels, .*: it is not as sibert finetune",
+            ),
+            ("[]", "task.json lacks task"),
+            ("{", "task.json is no valid JSON"),
+        ],
+    )
+    def test_a_description_that_is_damaged(self, text, message, tmp_path):
+        (tmp_path / "task.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Predictor.load(tmp_path)
+
+    def test_weights_that_are_cut_off(self, predictor, tokenizer, tmp_path):
+        predictor.model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        (tmp_path / "task.json").write_text(json.dumps(predictor.describe()))
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=r"model.safetensors is damaged \(.*\): copy or save the model again"):
             Predictor.load(tmp_path)
 
     def test_mode_and_random_numbers_stay(self, predictor):

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering, BertForSequenceClassification, pipeline
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForQuestionAnswering,
+    pipeline,
+)
 
 import sibert
 from sibert.evaluation.question_answering import QuestionAnsweringPipeline
@@ -53,6 +61,13 @@ def test_the_score_is_the_product_of_two_probabilities(pipe, model, tokenizer):
         inputs.token_to_chars(start).start,
         inputs.token_to_chars(end).end,
     )
+
+
+def test_a_model_whose_positions_do_not_begin_at_0(tokenizer):
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small = RobertaForQuestionAnswering(RobertaConfig(**sizes, max_position_embeddings=32)).eval()
+    answer = pipeline("question-answering", model=small, tokenizer=tokenizer)(question=QUESTION, context=CONTEXT)
+    assert CONTEXT[answer["start"] : answer["end"]] == answer["answer"]
 
 
 def test_long_contexts_are_read_to_their_end(pipe):

@@ -37,6 +37,36 @@ class TestFolders:
         rows = list(task_rows(task_named("sst2"), tmp_path)["train"])
         assert [row.values["label"] for row in rows] == ["positive", "negative"]
 
+    def test_a_backup_is_no_split(self, tmp_path):
+        folder = downstream.own_files(tmp_path / "data", "classification")
+        (folder / "train.backup.csv").write_text("text,label\nold,good\n")
+        rows = list(task_rows(task_named("classification"), folder)["train"])
+        assert {row.file.name for row in rows} == {"train.csv"}
+
+    def test_two_files_for_one_split(self, tmp_path):
+        folder = downstream.own_files(tmp_path / "data", "classification")
+        (folder / "train.jsonl").write_text('{"text": "film", "label": "good"}\n')
+        with pytest.raises(ValueError, match=r"has both train\.csv and train\.jsonl: keep one of them"):
+            task_rows(task_named("classification"), folder)
+
+    def test_a_single_file_of_glue_is_read_as_in_its_folder(self, tmp_path):
+        downstream.write_lines(
+            tmp_path / "dev.tsv", ("Quality", "#1 String", "#2 String"), (1, '"A', "B"), (0, "C", 'D"')
+        )
+        rows = list(task_rows(task_named("mrpc"), tmp_path / "dev.tsv")["train"])
+        assert [row.values for row in rows] == [
+            {"sentence1": '"A', "sentence2": "B", "label": "1"},
+            {"sentence1": "C", "sentence2": 'D"', "label": "0"},
+        ]
+        downstream.write_lines(tmp_path / "train.tsv", ("x", 1, "", 'They "drank'), ("x", 0, "*", 'it dry".'))
+        rows = list(task_rows(task_named("cola"), tmp_path / "train.tsv")["train"])
+        assert [row.values["sentence"] for row in rows] == ['They "drank', 'it dry".']
+
+    def test_a_user_s_own_tsv_for_a_task_of_glue_is_a_table(self, tmp_path):
+        (tmp_path / "own.tsv").write_text('"sentence"\t"label"\n"two\nlines"\t1\n')
+        rows = list(task_rows(task_named("sst2"), tmp_path / "own.tsv")["train"])
+        assert [row.values["sentence"] for row in rows] == ["two\nlines"]
+
     def test_nothing_there(self, tmp_path):
         with pytest.raises(ValueError, match=r"expected train and validation as \.csv"):
             task_rows(task_named("classification"), tmp_path)

@@ -57,6 +57,33 @@ def test_a_byte_order_mark_and_numbers_are_no_trouble(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        (b"\ntext,label\nx,1\n", [{"text": "x", "label": "1"}]),
+        (b'text,"the\nlabel"\nx,1\n', [{"text": "x", "the\nlabel": "1"}]),
+        (b"text,,\nx,,\n", [{"text": "x", "": ""}]),
+    ],
+)
+def test_headers(data, rows, tmp_path):
+    (tmp_path / "a.csv").write_bytes(data)
+    assert [row.values for row in read_rows(tmp_path / "a.csv")] == rows
+
+
+def test_a_long_text(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"' + "film " * 400_000 + '",1\nx,0\n')
+    assert [len(row.values["text"]) for row in read_rows(tmp_path / "a.csv")] == [2_000_000, 1]
+
+
+def test_an_empty_line_is_a_row_where_a_row_is_one_text(tmp_path):
+    for name, plain in (("a.csv", False), ("a.tsv", True)):
+        (tmp_path / name).write_text("text\nfine\n\nbad\n\n\n")
+        rows = [(row.place, row.values) for row in read_rows(tmp_path / name, plain=plain)]
+        assert rows == [("row 2", {"text": "fine"}), ("row 3", {"text": ""}), ("row 4", {"text": "bad"})]
+    (tmp_path / "a.csv").write_text("text,label\nfine,1\n\nbad,0\n\n")
+    assert [row.values["text"] for row in read_rows(tmp_path / "a.csv")] == ["fine", "bad"]
+
+
 def test_plain_lines(tmp_path):
     (tmp_path / "a.txt").write_text('\ufeffone\ttwo\n"quoted\tand\tmore\nshort\n\n')
     rows = list(read_rows(tmp_path / "a.txt", plain=True))
@@ -77,10 +104,15 @@ def test_nothing_is_read_before_it_is_needed(tmp_path):
         ("a.csv", b"", "a.csv is empty"),
         ("a.csv", b"body,label\nx,1\n", "no column 'text'; columns found: body, label"),
         ("a.csv", b"text,label\nx,1\ny\n", "row 3: 1 values, expected 2"),
+        ("a.csv", b"text,label,text\nx,1,y\n", "a.csv has two columns 'text': rename one of them"),
+        ("a.tsv", b"text\ttext\nx\ty\n", "a.tsv has two columns 'text'"),
+        ("a.csv", "text,label\nx,1\n".encode("utf-16"), "a.csv is not valid UTF-8 (byte 0xff); save it as UTF-8"),
         ("a.csv", b"text,label\nx,1\n\xff,2\n", "row 3, column 'text': not valid UTF-8 (byte 0xff)"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: no column 'text'; columns found: txt"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "line 2: expected a JSON object, got list"),
         ("a.jsonl", b'{"text": "a"\n', "line 1: not valid JSON"),
+        ("a.jsonl", b'{"text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n", "line 1: the JSON is nested too deeply"),
+        ("a.jsonl", b'{"text": "fine \\ud800 film"}\n', r"line 1: \ud800 is half of a character"),
         ("a.jsonl", b'{"text": "\xff"}\n', "line 1: not valid UTF-8"),
         ("a.parquet", b"PAR1 no", "a.parquet is damaged or is no parquet file"),
         ("a.csv.gz", b"no gzip", "is damaged or is no csv file"),

@@ -58,6 +58,13 @@ class TestTexts:
         assert "token_type_ids" not in without.texts(pair)[0][0]
         assert without.length == 128
 
+    @pytest.mark.parametrize(("positions", "length"), [(42, 40), (202, 128)])
+    def test_a_default_length_is_one_that_the_model_reads(self, positions, length, tokenizer):
+        sizes = {"vocab_size": 200, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        model = RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=positions))
+        assert Tokenization.of(model, tokenizer).length == length
+        assert Tokenization.of(model, tokenizer, usual=384).length == positions - 2
+
 
 WORDS = st.lists(
     st.sampled_from(["Anna", "lives", "in", "Straße", "Oslo", "music", "日本", "x", "\u200b"]), min_size=1, max_size=40

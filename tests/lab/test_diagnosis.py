@@ -117,7 +117,7 @@ class TestRunsMadeToBeWrong:
         finding = the(found, "intrinsic rate")
         assert finding.groups == ("first", "second")
         assert "here 5e-05 * 300 = 0.015" in finding.inequality
-        assert "to 0.02 (lr = 2 at weight_decay = 0.01)" in finding.remedy  # 10 / steps, if the angle allows it
+        assert "to 0.0117 (lr = 1.17 at weight_decay = 0.01)" in finding.remedy  # 3.5 / steps
         assert "in 5e+03 steps" in finding.statement  # 1 / (4 eta lambda)
 
     def test_without_weight_decay(self):

@@ -366,6 +366,20 @@ def test_changing_the_parameters_from_outside_between_steps_is_noticed():
     assert optimizer.statistics()[0].param_norm == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_part_that_is_scaled_through_data_is_noticed(implementation):
+    x = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.float64))
+    optimizer = ClippedSGD([x], 0.01, 0.01, implementation=implementation)
+    for _ in range(3):
+        x.grad = torch.full_like(x, 0.1)
+        optimizer.step()
+    x.data[[0, 1, 3]] *= 1e-4
+    x.grad = torch.full_like(x, 2.0)
+    norm = x.norm().item()
+    optimizer.step()
+    assert optimizer.statistics()[0].clip_factor == pytest.approx(2 * math.sqrt(2) * norm / x.grad.norm().item())
+
+
 @pytest.mark.parametrize("loss_scale", [2.0**10, 2.0**40])
 def test_a_gradient_scaler_unscales_skips_and_steps(loss_scale):
     x = torch.nn.Parameter(start(dtype=torch.float32))
@@ -441,6 +455,30 @@ def test_wrong_groups_are_refused():
         ClippedSGD([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))], intrinsic_lr=0.1)
     with pytest.raises(ValueError, match="either intrinsic_lr or weight_decay"):
         ClippedSGD([{"params": [parameter(1.0)], "intrinsic_lr": 0.1, "weight_decay": 0.1}])
+
+
+def test_a_group_that_is_frozen_in_part_is_refused():
+    """As one vector it would decay as a whole."""
+    x, y = parameter(3.0, 4.0), parameter(1.0)
+    optimizer = ClippedSGD([x, y], 0.5, 0.04)
+    y.requires_grad_(False)
+    x.grad = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"group0: a parameter of shape \(1,\) is frozen .* and 1 others are not"):
+        optimizer.step()
+    assert y.item() == 1.0
+    with pytest.raises(ValueError, match="leave frozen parameters out"):
+        ClippedSGD([x, y], 0.5, 0.04)
+    ClippedSGD([{"params": [x]}, {"params": [y]}], 0.5, 0.04).step()
+    assert y.item() == 1.0
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    x = parameter(3.0, 4.0)
+    optimizer = stepped(x, [-4.0, 3.0], intrinsic_lr=0.1)
+    before = optimizer.statistics()
+    with pytest.raises(ValueError, match="not one of ClippedSGD: its group 0 has 'lr', 'betas'"):
+        optimizer.load_state_dict(torch.optim.AdamW([x]).state_dict())
+    assert optimizer.statistics() == before
 
 
 def test_sparse_gradients_are_refused():

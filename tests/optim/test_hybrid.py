@@ -191,6 +191,12 @@ def test_a_group_added_to_a_child_is_seen_and_to_the_hybrid_refused():
         optimizer.add_param_group({"params": [torch.ones(2)]})
 
 
+def test_names_by_default_differ():
+    model = Model()
+    optimizer = Hybrid([ClippedSGD([model.encoder], intrinsic_lr=0.02), Lamb([model.head])])
+    assert [group["name"] for group in optimizer.param_groups] == ["group0", "lamb0"]
+
+
 def test_wrong_children_are_refused():
     x = nn.Parameter(torch.ones(2))
     sgd = ClippedSGD([x], intrinsic_lr=0.1)
@@ -201,6 +207,6 @@ def test_wrong_children_are_refused():
     with pytest.raises(ValueError, match="belongs to the optimizers 0 and 1"):
         Hybrid([sgd, Lamb([{"params": [x], "name": "head"}])])
     with pytest.raises(ValueError, match="names must differ"):
-        Hybrid([sgd, Lamb([torch.ones(2)])])
+        Hybrid([sgd, Lamb([{"params": [torch.ones(2)], "name": "group0"}])])
     with pytest.raises(TypeError, match="LBFGS"):
         Hybrid([torch.optim.LBFGS([x])])

@@ -57,6 +57,21 @@ def test_a_change_from_outside_voids_it(change):
     assert bounds.values() == (0.0, math.inf)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (30, 500), (500, 30), (8, 16, 64)], ids=str)
+def test_a_row_or_column_changed_through_data_voids_it(shape):
+    for axis in range(len(shape)):
+        for place in range(min(shape[axis], 30)):
+            x = torch.nn.Parameter(torch.ones(shape))
+            bounds = NormBounds([x])
+            bounds.measured(x.norm().item())
+            assert bounds.values()[0] > 0
+            if shape[axis] <= 30:
+                x.data.select(axis, place).mul_(0.5)
+            else:
+                x.data.narrow(axis, place, 30).mul_(0.5)
+            assert bounds.values() == (0.0, math.inf), (axis, place)
+
+
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("loss", [invariant_loss, quadratic_loss])
 def test_it_saves_most_measurements_and_changes_no_bit(loss, two_sided, monkeypatch):

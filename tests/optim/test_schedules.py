@@ -104,9 +104,9 @@ def test_schedules_are_values():
 
 
 def test_the_default_intrinsic_learning_rate_is_a_share_of_the_budget():
-    assert default_intrinsic_lr(1000) == 0.01
+    assert default_intrinsic_lr(1000) == 0.0035
     assert default_intrinsic_lr(1000, D=5) == 0.005
-    assert default_intrinsic_lr(20) == 0.5
+    assert default_intrinsic_lr(20) == 0.175
     for total, D in ((19, 10.0), (0, 10.0), (100, 0.0), (100, -1.0)):
         with pytest.raises(ValueError, match="1/2"):
             default_intrinsic_lr(total, D)

@@ -1,5 +1,6 @@
 """Every task runs from end to end on files in its official format, and leaves an ordinary folder of transformers."""
 
+import dataclasses
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from transformers import (
 
 from sibert.conversion import converted_weights
 from sibert.evaluation.prediction_files import predict_file
-from sibert.evaluation.predictor import HEADS, Predictor
+from sibert.evaluation.predictor import HEADS, DivergedError, Predictor
 from sibert.evaluation.tasks import GENERIC, TASKS
 from sibert.training import finetune
 from sibert.training.checkpoints import latest_checkpoint
@@ -353,6 +354,25 @@ class TestGoingOn:
         with pytest.raises(ValueError, match="have changed since it began: rows of train"):
             run_finetuning(chosen, tmp_path / "run", resume=True, console=quiet)
 
+    def test_what_diverges_is_refused_or_ends_at_its_best(self, bert, sst2, tmp_path, quiet, monkeypatch):
+        chosen = recipe(bert, "sst2", sst2, eval_every=1)
+        with pytest.raises(DivergedError, match="outputs of the model are not finite"):
+            run_finetuning(dataclasses.replace(chosen, lr=1e35), tmp_path / "at once", console=quiet)
+        step = finetune.TaskTrainer.training_step
+
+        def diverge(self, model, *args):
+            if self.state.global_step == 1:
+                model.classifier.weight.data.fill_(math.nan)
+            return step(self, model, *args)
+
+        monkeypatch.setattr(finetune.TaskTrainer, "training_step", diverge)
+        assert run_finetuning(chosen, tmp_path / "later", console=quiet) == 0
+        assert {key: read_results(tmp_path / "later")[key] for key in ("steps", "best_step")} == {
+            "steps": 2,
+            "best_step": 1,
+        }
+        assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "later").values())
+
     def test_early_stopping_keeps_the_best(self, sibert, sst2, tmp_path, quiet):
         chosen = recipe(sibert, "sst2", sst2, epochs=50.0, eval_every=1, patience=2, head_lr=1e-9, intrinsic_lr=1e-12)
         run_finetuning(chosen, tmp_path, console=quiet)
@@ -376,6 +396,14 @@ class TestSweep:
             found = row["scores"]["validation"]["accuracy"]
             assert found["mean"] == pytest.approx(sum(values) / 2)
             assert found["std"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+
+    def test_a_setting_that_diverges_is_left_out(self, bert, sst2, tmp_path, quiet):
+        chosen = recipe(bert, "sst2", sst2)
+        assert run_sweep(chosen, tmp_path, grid={"lr": [1e-4, 1e35]}, console=quiet) == 0
+        table = json.loads((tmp_path / "sweep.json").read_text())
+        assert [row["setting"] for row in table["settings"]] == [{"lr": 1e-4}]
+        with pytest.raises(DivergedError):
+            run_sweep(chosen, tmp_path / "all", grid={"lr": [1e35]}, console=quiet)
 
     def test_what_has_results_is_not_run_again(self, sibert, sst2, tmp_path, quiet):
         run_sweep(recipe(sibert, "sst2", sst2), tmp_path, seeds=2, console=quiet)

@@ -75,7 +75,9 @@ def pretrain(
     ),
     steps: int = typer.Option(10_000, help="Optimizer steps.", rich_help_panel=OPTIMIZER),
     intrinsic_lr: float = typer.Option(
-        None, help="lr * weight decay. Default: 10 / steps, at most 0.001 (joint: 0.002).", rich_help_panel=OPTIMIZER
+        None,
+        help="lr * weight decay. Default: 3.5 / steps, at most 0.006 (joint: 10 / steps, 0.002).",
+        rich_help_panel=OPTIMIZER,
     ),
     lr: float = typer.Option(
         None, help="Learning rate (with --weight-decay, instead of --intrinsic-lr).", rich_help_panel=OPTIMIZER

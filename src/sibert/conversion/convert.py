@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from sibert.conversion.direction import Direction, Granularity
@@ -30,6 +30,9 @@ ROWS: dict[type[nn.Module], tuple[int, tuple[str, ...]]] = {
     nn.MultiheadAttention: (0, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
 }
 """The axis of the rows of a module's weights, and their names."""
+
+ORDER = "names_before"
+"""Attribute of a module's lists of parametrisations: its parameters in order, which optimizers count by."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def make_scale_invariant(
 def _uses(module: nn.Module) -> dict[nn.Parameter, list[Use]]:
     """All parameters with the modules that have them."""
     uses: dict[nn.Parameter, list[Use]] = {}
-    for path, part in module.named_modules():
+    for path, part in module.named_modules(remove_duplicate=False):
         axis, names = _rows_of(part)
         for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
             uses.setdefault(parameter, []).append(Use(path, part, name, axis if name in names else None))
@@ -190,18 +193,15 @@ def _check(parameter: nn.Parameter, uses: list[Use]) -> None:
 
 
 def _replace(parameter: nn.Parameter, uses: list[Use], granularity: Granularity) -> None:
-    first, *others = uses
-    assert first.axis is not None
-    parametrize.register_parametrization(first.module, first.name, Direction(granularity, first.axis))
-    shared = _list_of(first)
-    for use in others:
+    shared: nn.Module | None = None
+    for use in {(id(use.module), use.name): use for use in uses}.values():
         assert use.axis is not None
+        order = list(use.module._parameters)
         parametrize.register_parametrization(use.module, use.name, Direction(granularity, use.axis))
-        lists(use.module)[use.name] = shared
-
-
-def _list_of(use: Use) -> nn.Module:
-    return lists(use.module)[use.name]
+        weights = lists(use.module)
+        vars(weights).setdefault(ORDER, order)
+        shared = weights[use.name] if shared is None else shared
+        weights[use.name] = shared
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -216,14 +216,34 @@ def fold(module: nn.Module) -> nn.Module:
     Raises:
         ValueError: If nothing in it was converted.
     """
-    converted = [(module.get_submodule(path), name, several) for path, name, several in places(module)]
+    converted = {(id(part), name): (part, name, several) for _, part, name, several in places(module)}
     if not converted:
         raise ValueError("nothing in the module was converted, so there is nothing to fold")
-    folded: dict[int, Tensor] = {}
-    for part, name, several in converted:
-        parametrize.remove_parametrizations(part, name, leave_parametrized=True)
-        tied = folded.setdefault(id(several), getattr(part, name))
-        if tied is not getattr(part, name):
-            setattr(part, name, tied)
     save_as_before(module)
+    folded: dict[int, nn.Parameter] = {}
+    for part, name, several in converted.values():
+        if id(several) not in folded:
+            trained = any(original.requires_grad for original in several.parameters())
+            folded[id(several)] = nn.Parameter(several().detach(), requires_grad=trained)
+        _put_back(part, name, folded[id(several)])
     return module
+
+
+def _put_back(part: nn.Module, name: str, weight: nn.Parameter) -> None:
+    """Do what torch's `remove_parametrizations` does, for frozen weights and for modules that were copied, too.
+
+    A deep copy shares the class that has the property of the weight, so it is not the class that is changed.
+    """
+    kind, weights = type(part), lists(part)
+    del weights[name]
+    if weights:
+        own = {key: value for key, value in vars(kind).items() if key not in (name, "__dict__", "__weakref__")}
+        part.__class__ = type(kind.__name__, kind.__bases__, own)
+    else:
+        del part.parametrizations
+        part.__class__ = kind.__bases__[0]
+    part.register_parameter(name, weight)
+    found = part._parameters
+    ordered = {key: found[key] for key in (*vars(weights).get(ORDER, ()), *found) if key in found}
+    found.clear()
+    found.update(ordered)

@@ -46,7 +46,7 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
         biases, norms and what was not converted.
 
     Raises:
-        ValueError: If nothing in the module was converted.
+        ValueError: If nothing in the module was converted, or nothing is trainable.
     """
     groups = scale_invariant_groups(module)
     if not groups:
@@ -65,6 +65,8 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     for number, params in sorted(others.items(), reverse=True):
         name = f"gains of {number}" if number else "rest"
         found.append({"name": name, "params": params, "scale_invariant": False, "entries": max(1, number)})
+    if not found:
+        raise ValueError("the module has no trainable parameter: call requires_grad_(True) on what to train")
     return found
 
 

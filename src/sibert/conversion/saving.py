@@ -43,7 +43,7 @@ def folded_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor] | None
     """
     state = dict(module.state_dict() if state_dict is None else state_dict)
     folded: dict[int, Tensor] = {}
-    for path, name, several in places(module):
+    for path, _, name, several in places(module):
         prefix = ".".join(part for part in (path, "parametrizations", name) if part)
         gain, direction = (state.pop(f"{prefix}.original{i}", None) for i in (0, 1))
         if gain is not None and direction is not None and id(several) not in folded:
@@ -65,7 +65,7 @@ def take_plain_weights(module: nn.Module, state: dict[str, Tensor], prefix: str,
         others: Of no concern.
     """
     taken: dict[int, tuple[Tensor, Tensor]] = {}
-    found = [(f"{prefix}{path}." if path else prefix, name, several) for path, name, several in places(module)]
+    found = [(f"{prefix}{path}." if path else prefix, name, several) for path, _, name, several in places(module)]
     for before, name, several in found:
         plain = state.pop(f"{before}{name}", None)
         if plain is not None:
@@ -116,7 +116,7 @@ def load_directions(module: nn.Module, file: Path) -> None:
 def _directions(module: nn.Module) -> dict[str, Tensor]:
     """Gains and directions by name, tied ones once."""
     found: dict[int, tuple[str, Any]] = {}
-    for path, name, several in places(module):
+    for path, _, name, several in places(module):
         found.setdefault(id(several), (".".join(part for part in (path, "parametrizations", name) if part), several))
     return {
         f"{prefix}.{name}": tensor

@@ -36,7 +36,7 @@ def converted_weights(module: nn.Module) -> list[Converted]:
         module: After `make_scale_invariant`.
     """
     found: dict[int, tuple[list[str], Any]] = {}
-    for path, name, several in places(module):
+    for path, _, name, several in places(module):
         names, _ = found.setdefault(id(several), ([], several))
         names.append(f"{path}.{name}".lstrip("."))
     return [
@@ -44,15 +44,15 @@ def converted_weights(module: nn.Module) -> list[Converted]:
     ]
 
 
-def places(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    """Module path, name and list of parametrisations of every converted weight, tied ones in each place."""
-    for path, part in module.named_modules(remove_duplicate=True):
+def places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """Path, module, name and list of parametrisations of every converted weight, shared ones under each path."""
+    for path, part in module.named_modules(remove_duplicate=False):
         if not parametrize.is_parametrized(part):
             continue
         for name, several in lists(part).items():
             assert isinstance(several, parametrize.ParametrizationList)
             if len(several) == 1 and isinstance(several[0], Direction):
-                yield path, name, several
+                yield path, part, name, several
 
 
 def lists(module: nn.Module) -> nn.ModuleDict:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 # Part of every key: raise it when the layout or the meaning of cached data changes.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _BLOCK_BYTES = 1 << 20
 

@@ -181,12 +181,20 @@ def iterate_documents(
 
     Yields:
         `{"text", "source"}`.
+
+    Raises:
+        ValueError: if a source cannot be read.
     """
     for source in sources:
         if isinstance(source, HubSource):
-            for row in open_hub(source, text_column):
-                if isinstance(row[text_column], str) and row[text_column].strip():
-                    yield {"text": row[text_column].strip(), "source": source.name}
+            rows = open_hub(source, text_column)
+            try:
+                for row in rows:
+                    if isinstance(row[text_column], str) and row[text_column].strip():
+                        yield {"text": row[text_column].strip(), "source": source.name}
+            # A connection that breaks off is an OSError, as a cache that cannot be written is.
+            except Exception as error:
+                raise ValueError(_hub_sentence(source, error)) from error
             continue
         for text in read_documents(source, blank_line=rule == "blank-line", text_column=text_column, problems=problems):
             yield {"text": text, "source": source.name}

@@ -34,7 +34,7 @@ from sibert.data.packing import (
 )
 from sibert.data.sources import find_sources
 from sibert.data.streaming import DocumentStream, StreamingMaskedDataset, first_blocks, open_stream
-from sibert.data.tokenizer import load_tokenizer, tokenise, train_tokenizer
+from sibert.data.tokenizer import id_bound, load_tokenizer, tokenise, train_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def prepare_corpus(
     if streaming and next_sentence:
         raise ValueError(_PAIRS_NEED_A_CORPUS)
     check_length(seq_length)
-    loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
+    loaded = _whole_tokenizer(tokenizer) if tokenizer is not None else None
     sources = find_sources(data)
 
     if streaming:
@@ -271,6 +271,17 @@ def _cached_tokenizer(
         trained.save_pretrained(str(folder))
 
     return load_tokenizer(str(build_once(cache_root(cache_dir) / "tokenizers" / key, build)))
+
+
+def _whole_tokenizer(path_or_name: str) -> Any:
+    """A tokenizer whose ids are 0 to V - 1: a model has a row of its table and an output for each of V tokens."""
+    tokenizer = load_tokenizer(path_or_name)
+    if id_bound(tokenizer) > len(tokenizer):
+        raise ValueError(
+            f"The tokenizer {path_or_name!r} has {len(tokenizer)} tokens, but an id of {id_bound(tokenizer) - 1}; a "
+            "model needs ids without gaps: number its tokens anew, or leave it out to train one."
+        )
+    return tokenizer
 
 
 def _limited(tokenizer: Any, seq_length: int) -> Any:

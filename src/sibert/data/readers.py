@@ -167,6 +167,9 @@ def _jsonl_documents(stream: BinaryIO, name: str, text_column: str, problems: Pr
         except ValueError as error:
             problems.skip(f"{name}:{number}: not valid JSON ({error})")
             continue
+        except RecursionError:
+            problems.skip(f"{name}:{number}: the JSON is nested too deeply")
+            continue
         if not isinstance(row, dict):
             problems.skip(f"{name}:{number}: expected a JSON object, got {type(row).__name__}")
             continue
@@ -182,13 +185,16 @@ def _csv_documents(stream: BinaryIO, name: str, text_column: str, problems: Prob
         header = next(reader, None)
         if header is None:
             return
+        if any(map(_SURROGATE.search, header)):
+            raise ValueError(f"{name}: the line of column names is not UTF-8 text; save the file as UTF-8")
         _require_column(text_column, header, name)
         column = header.index(text_column)
         for row in reader:
             if not row or any(_SURROGATE.search(cell) for cell in row):
                 continue  # an empty line, or a row that _csv_lines has reported
-            if len(row) <= column:
-                problems.skip(f"{name}:{reader.line_num}: {len(row)} fields, expected {len(header)}")
+            if len(row) != len(header):
+                hint = "; a text with commas needs quotes" if len(row) > len(header) else ""
+                problems.skip(f"{name}:{reader.line_num}: {len(row)} fields, expected {len(header)}{hint}")
                 continue
             yield row[column]
     except csv.Error as error:

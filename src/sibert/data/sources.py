@@ -31,7 +31,7 @@ class FileSource:
 
     Attributes:
         path: where it is.
-        name: what messages call it (relative to the folder it was found in).
+        name: what messages call it (relative to the folder it was found in); bytes that are not UTF-8 are escaped.
     """
 
     path: Path
@@ -125,7 +125,9 @@ def _resolve(value: str) -> list[FileSource] | list[HubSource]:
     if path.is_dir():
         return _supported(_walk(path), f"The folder {value}")
     if path.exists():
-        source = FileSource(path, path.name)
+        if not path.is_file():
+            raise ValueError(f"{value} is neither a file nor a folder; expected a file, a folder or a glob.")
+        source = _file(path, path.name)
         if source.kind == "unsupported":
             raise ValueError(f"{value} has an extension that is not supported; supported are {_SUPPORTED}.")
         return [source]
@@ -133,7 +135,7 @@ def _resolve(value: str) -> list[FileSource] | list[HubSource]:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         if not matches:
             raise ValueError(f"The glob {value} matches nothing; quote it and check the folder it starts from.")
-        return _supported([FileSource(match, str(match)) for match in matches if match.is_file()], f"The glob {value}")
+        return _supported([_file(match, str(match)) for match in matches if match.is_file()], f"The glob {value}")
     if _HUB_NAME.fullmatch(value) and not _FILE_SUFFIX.fullmatch(path.suffix):
         name, _, config = value.partition(":")
         return [HubSource(name, config or None)]
@@ -145,9 +147,15 @@ def _walk(folder: Path, skipped: frozenset[str] = frozenset({"__pycache__"})) ->
     for parent, children, names in os.walk(folder):
         children[:] = [name for name in children if not name.startswith(".") and name not in skipped]
         paths = (Path(parent) / name for name in names if not name.startswith("."))
-        found += [FileSource(path, path.relative_to(folder).as_posix()) for path in paths]
+        # A pipe would wait for a writer for ever; a link to nowhere stays, to be reported when it is read.
+        regular = (path for path in paths if path.is_file() or not path.exists())
+        found += [_file(path, path.relative_to(folder).as_posix()) for path in regular]
     # Sorted, so that the corpus does not depend on the order of the file system.
     return sorted(found, key=lambda source: source.name)
+
+
+def _file(path: Path, name: str) -> FileSource:
+    return FileSource(path, os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def _supported(sources: list[FileSource], where: str) -> list[FileSource]:

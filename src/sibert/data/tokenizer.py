@@ -77,7 +77,9 @@ def load_tokenizer(path_or_name: str) -> Any:
     # Missing files, hub, network and broken JSON each raise their own kinds; to the user all mean the same.
     except Exception as error:
         where = (
-            "the folder holds no tokenizer" if path.is_dir() else "there is no such folder here, nor can the hub help"
+            "the folder holds no tokenizer that can be read"
+            if path.is_dir()
+            else "there is no such folder here, nor can the hub help"
         )
         first_line = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(f"The tokenizer {path_or_name!r} cannot be loaded ({where}): {first_line}.") from error

@@ -55,7 +55,7 @@ def examples_of(task: Task, splits: Mapping[str, Iterable[Row]], labels: Sequenc
         rows = list(splits[name])
         if not rows:
             raise ValueError(f"the {name} split has no rows")
-        with_target = task.target is not None and task.target in rows[0].values
+        with_target = task.target is not None and any(task.target in row.values for row in rows)
         if name == "train" and task.target is not None and not with_target:
             raise rows[0].wrong(task.target, f"the column is missing; columns found: {', '.join(rows[0].values)}")
         if known is None and with_target and task.kind in ("classification", "token-classification"):
@@ -102,7 +102,7 @@ def _columns(task: Task, rows: Sequence[Row], labels: Sequence[str] | None, targ
         columns["label"] = [_require(row, str(task.target)).number(str(task.target)) for row in rows]
     elif target and task.kind == "classification":
         assert labels is not None
-        index = _index(labels)
+        index = _index(task, labels)
         columns["label"] = [_label(row, str(task.target), index, labels) for row in rows]
     return columns
 
@@ -141,13 +141,14 @@ def _labels_of(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
         raise ValueError(
             f"{rows[0].file} has one label alone ({texts.pop()!r} in column {column!r}): there is nothing to tell apart"
         )
-    numeric = all(text.lstrip("-").isdigit() for text in texts)
+    numeric = all(text.removeprefix("-").isdecimal() for text in texts)
     return tuple(sorted(texts, key=(lambda text: (int(text), text)) if numeric else None))
 
 
-def _index(labels: Sequence[str]) -> dict[str, int]:
-    """By name, and by number where no label is called so."""
-    return {str(i): i for i in range(len(labels))} | {label: i for i, label in enumerate(labels)}
+def _index(task: Task, labels: Sequence[str]) -> dict[str, int]:
+    """By name; in the files of a known task, which write some labels so, also by number."""
+    numbers = {} if task.labels is None else {str(i): i for i in range(len(labels))}
+    return numbers | {label: i for i, label in enumerate(labels)}
 
 
 def _label(row: Row, column: str, index: Mapping[str, int], labels: Sequence[str]) -> int:
@@ -174,7 +175,7 @@ def _words(task: Task, rows: Sequence[Row], labels: Sequence[str] | None, target
     if not target:
         return {"words": words}
     assert labels is not None
-    index = _index(labels)
+    index = _index(task, labels)
     found = []
     for row, several in zip(rows, words, strict=True):
         own = _split(row, tags)
@@ -205,11 +206,11 @@ def _answers(row: Row, column: str, context_column: str) -> dict[str, list[Any]]
         return {"text": [], "answer_start": []}
     if isinstance(value, str):
         value = {"text": [value], "answer_start": [context.find(value)]}
-    if not isinstance(value, dict) or not {"text", "answer_start"} <= value.keys():
+    texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
+    if not isinstance(texts, list | tuple) or not isinstance(starts, list | tuple):
         raise row.wrong(
             column, "expected a text of the context, or {'text': [...], 'answer_start': [...]} as SQuAD has it"
         )
-    texts, starts = list(value["text"]), list(value["answer_start"])
     if len(texts) != len(starts):
         raise row.wrong(column, f"{len(texts)} texts, but {len(starts)} starts")
     for text, start in zip(texts, starts, strict=True):
@@ -220,4 +221,4 @@ def _answers(row: Row, column: str, context_column: str) -> dict[str, list[Any]]
             or start < 0
         ):
             raise row.wrong(column, f"{text!r} is not in column {context_column!r} at character {start}")
-    return {"text": texts, "answer_start": starts}
+    return {"text": list(texts), "answer_start": list(starts)}

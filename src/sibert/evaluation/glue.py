@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sibert.evaluation.tables import Row, read_rows
+from sibert.evaluation.tables import PACKED, Row, clear_errors, opened, read_rows, table_format
 from sibert.evaluation.tasks import Task
 
-__all__ = ["glue_rows"]
+__all__ = ["glue_file_rows", "glue_rows", "is_whole"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ LAYOUTS: dict[str, Layout] = {
     "rte": Layout(PAIR),
     "wnli": Layout(PAIR),
 }
-PACKED = ("", ".xz", ".gz", ".zst")
 
 
 def glue_rows(task: Task, folder: Path) -> dict[str, Iterator[Row]]:
@@ -79,16 +78,59 @@ def glue_rows(task: Task, folder: Path) -> dict[str, Iterator[Row]]:
         expected.append(names[0])
         file = next((file for name in names for end in PACKED if (file := folder / f"{name}{end}").is_file()), None)
         if file is not None:
-            found[split] = _rows(task, layout, file, None if split.startswith("test") else layout.header)
+            header = None if split.startswith("test") else layout.header
+            found[split] = (row for row in _rows(task, layout, file, header) if is_whole(task, row))
     if not found:
         here = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
         raise ValueError(f"{folder} has none of the files of {task.name}: expected {', '.join(expected)}; found {here}")
     return found
 
 
+def glue_file_rows(task: Task, file: Path) -> Iterator[Row] | None:
+    """The rows of a single file of an official archive, where a line is a row and quotation marks are text.
+
+    Args:
+        task: Any.
+        file: Any.
+
+    Returns:
+        With the task's columns, as far as a row has them; None if the file does not look like one of GLUE's for this
+        task: a tsv file with its columns.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    layout = LAYOUTS.get(task.name)
+    if layout is None or table_format(file) != "tsv":
+        return None
+    with clear_errors(file, "tsv"), opened(file) as stream:
+        first = stream.readline().decode("utf-8-sig").rstrip("\r\n").split("\t")
+    if set(_columns_of(task, layout)) <= set(first):
+        return _rows(task, layout, file, None)
+    header = layout.header
+    if header is not None and len(first) == len(header) and first[header.index("label")].isdecimal():
+        return _rows(task, layout, file, header)
+    return None
+
+
+def is_whole(task: Task, row: Row) -> bool:
+    """Whether a row has all columns that the task reads.
+
+    Args:
+        task: Of GLUE.
+        row: Of one of its files.
+    """
+    return all(column in row.values for column in task.columns)
+
+
+def _columns_of(task: Task, layout: Layout) -> list[str]:
+    """What the task's columns are called in the file; those that a user has named are called so."""
+    return [layout.names.get(column, column) for column in task.columns]
+
+
 def _rows(task: Task, layout: Layout, file: Path, header: Sequence[str] | None) -> Iterator[Row]:
-    required = [layout.names[column] for column in task.columns] if header is None else []
-    for row in read_rows(file, header=header, plain=True, required=required):
-        values = {ours: row.values[theirs] for ours, theirs in layout.names.items() if theirs in row.values}
-        if all(column in values for column in task.columns):
-            yield Row(row.file, row.place, values)
+    required = _columns_of(task, layout)
+    ours = (*task.columns, str(task.target))
+    for row in read_rows(file, header=header, plain=True, required=required if header is None else ()):
+        names = [(name, layout.names.get(name, name)) for name in ours]
+        yield Row(row.file, row.place, {name: row.values[theirs] for name, theirs in names if theirs in row.values})

@@ -10,7 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
+from torch import nn
+
 from sibert.evaluation.examples import examples_of
+from sibert.evaluation.glue import glue_file_rows
 from sibert.evaluation.predictor import Prediction, Predictor
 from sibert.evaluation.squad import squad_rows
 from sibert.evaluation.tables import Row, read_rows
@@ -50,6 +55,8 @@ def predict_file(
         raise ValueError(f"the output's name must end in one of {known}, got {target.name}")
     if not target.parent.is_dir():
         raise ValueError(f"there is no folder {target.parent} to write into")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: give the name of a file to write")
     if not source.is_file():
         raise ValueError(f"{source} does not exist")
     if source.resolve() == target.resolve():
@@ -72,7 +79,7 @@ def predict_file(
                 progress(done)
     finally:
         if not done:
-            partial.unlink()
+            partial.unlink(missing_ok=True)  # it may not have been made, which is the error to be told
     if not done:
         raise ValueError(f"{source} has no rows")
     _finish(partial, target, predictor)
@@ -86,9 +93,18 @@ def _head(predictor: Predictor, source: Path) -> dict[str, Any]:
         "source": str(source.resolve()),
         "bytes": about.st_size,
         "changed": about.st_mtime_ns,
-        "model": str(getattr(predictor.model, "name_or_path", "")),
+        "model": _fingerprint(predictor.model),
         "task": predictor.describe(),
     }
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of the weights: by the next call, the folder may hold another model."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _earlier(partial: Path, head: dict[str, Any]) -> int:
@@ -116,7 +132,9 @@ def _earlier(partial: Path, head: dict[str, Any]) -> int:
 def _rows(predictor: Predictor, source: Path) -> Iterator[Row]:
     if predictor.task.kind == "qa" and ".json" in source.suffixes:
         return squad_rows(source)
-    return read_rows(source, required=_inputs(predictor))
+    # Nothing is left out: the index of a prediction is that of its row.
+    official = glue_file_rows(predictor.task, source)
+    return official if official is not None else read_rows(source, required=_inputs(predictor))
 
 
 def _inputs(predictor: Predictor) -> tuple[str, ...]:
@@ -146,11 +164,14 @@ def _finite(prediction: Prediction) -> Prediction:
 def _finish(partial: Path, target: Path, predictor: Predictor) -> None:
     """Bring the predictions into the format of the target and put it in its place."""
     written = target.with_name(f"{target.name}.writing")
-    with partial.open(encoding="utf-8") as lines:
-        next(lines)
-        with written.open("w", encoding="utf-8", newline="") as file:
-            _write(file, (json.loads(line) for line in lines), target.suffix.lower())
-    os.replace(written, target)
+    try:
+        with partial.open(encoding="utf-8") as lines:
+            next(lines)
+            with written.open("w", encoding="utf-8", newline="") as file:
+                _write(file, (json.loads(line) for line in lines), target.suffix.lower())
+        os.replace(written, target)
+    finally:
+        written.unlink(missing_ok=True)
     partial.unlink()
 
 

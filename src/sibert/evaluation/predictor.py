@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sibert.data import flatten
@@ -22,7 +24,7 @@ from sibert.evaluation.tasks import Task, task_named
 from sibert.evaluation.tokenization import CHUNK, Row, Tokenization
 from sibert.models import SibertPreTrainedModel
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["DivergedError", "Prediction", "Predictor", "whole_weights"]
 
 Prediction = dict[str, Any]
 
@@ -82,9 +84,10 @@ class Predictor:
                 if unfinished
                 else f"{folder} is no fine-tuned run (it has no {DESCRIPTION}): sibert finetune makes one"
             )
-        described = json.loads(file.read_text(encoding="utf-8"))
+        described = _description(file)
         task = task_named(described["task"]).renamed(tuple(described["columns"]), described["target"])
-        model = getattr(transformers, HEADS[task.kind]).from_pretrained(folder).eval().to(device)
+        with whole_weights(folder):
+            model = getattr(transformers, HEADS[task.kind]).from_pretrained(folder).eval().to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         labels = None if described["labels"] is None else tuple(described["labels"])
         own = model.config.id2label
@@ -165,7 +168,7 @@ class Predictor:
         data = examples.splits[split]
         if self.task.kind == "embedding":
             anchors, positives = (self.embeddings(data[name]) for name in ("anchor", "positive"))
-            accuracy = retrieval_accuracy(anchors, positives)
+            accuracy = retrieval_accuracy(anchors, positives, data["positive"])
             return {"retrieval_accuracy": accuracy, "score": accuracy}, []
         target = "answers" if self.task.kind == "qa" else "label"
         if target not in data.column_names:
@@ -205,11 +208,12 @@ class Predictor:
         answers = {key: one["text"] for key, one in zip(data["id"], data["answers"], strict=True)}
         pairs = list(zip(data["id"], predictions, strict=True))
         without = any(not texts for texts in answers.values())
+        doubting = without or self.no_answer_threshold is not None
         return squad_scores(
             {key: one["best"] for key, one in pairs},
             answers,
-            no_answer={key: one["no_answer"] for key, one in pairs} if without else None,
-            threshold=self.no_answer_threshold if without else None,
+            no_answer={key: one["no_answer"] for key, one in pairs} if doubting else None,
+            threshold=self.no_answer_threshold,
             version="2.0" if without else "1.1",
         )
 
@@ -271,6 +275,11 @@ class Predictor:
         for begin in range(0, len(order), self.batch_size):
             chosen = order[begin : begin + self.batch_size]
             for i, arrays in zip(chosen, self._batch([rows[i] for i in chosen], names), strict=True):
+                if not all(np.isfinite(array).all() for array in arrays):
+                    raise DivergedError(
+                        "the outputs of the model are not finite: its weights are damaged or its training diverged; "
+                        "fine-tune again, with a lower learning rate"
+                    )
                 outputs[i] = arrays
         self.model.train(training)
         for found in outputs:
@@ -291,6 +300,49 @@ class Predictor:
         if self.task.kind not in ("qa", "token-classification"):
             return [tuple(tensor[i].numpy() for tensor in several) for i in range(len(rows))]
         return list(zip(*(_by_row(tensor, rows, batch) for tensor in several), strict=True))
+
+
+class DivergedError(ValueError):
+    """A model's outputs are infinite or no numbers."""
+
+
+def _description(file: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no valid JSON ({error}): fine-tune again") from error
+    fields = ("task", "columns", "target", "labels", "length", "stride", "no_answer_threshold")
+    lacking = [name for name in fields if not isinstance(described, dict) or name not in described]
+    if lacking:
+        raise ValueError(f"{file} lacks {', '.join(lacking)}: it is not as sibert finetune writes it")
+    return described
+
+
+@contextmanager
+def whole_weights(source: str | Path) -> Iterator[None]:
+    """Say in one sentence which file of weights is damaged.
+
+    Args:
+        source: Folder that weights are read from, or a name of the hub.
+
+    Raises:
+        ValueError: If a file is, for instance cut off.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        files = [file for file in sorted(Path(source).glob("*.safetensors")) if not _opens(file)]
+        raise ValueError(
+            f"{files[0] if files else source} is damaged ({error}): copy or save the model again"
+        ) from error
+
+
+def _opens(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _by_row(scores: Tensor, rows: Sequence[Row], batch: Mapping[str, Any]) -> list[np.ndarray]:

@@ -74,10 +74,8 @@ class QuestionAnsweringPipeline(ChunkPipeline):  # type: ignore[misc]
         self, example: dict[str, str], length: int | None = None, stride: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Windows of the context, each with the question."""
-        if length is None:
-            positions = getattr(self.model.config, "max_position_embeddings", None) or LENGTH
-            length = min(LENGTH, positions, self.tokenizer.model_max_length)
-        reading = Tokenization.of(self.model, self.tokenizer, length, stride)
+        usual = min(LENGTH, self.tokenizer.model_max_length)
+        reading = Tokenization.of(self.model, self.tokenizer, length, stride, usual=usual)
         found, _ = reading.questions({name: [example[name]] for name in ("question", "context")})
         for i, window in enumerate(found):
             encoded = self.tokenizer.pad([reading.window_row(window)], return_tensors="pt")

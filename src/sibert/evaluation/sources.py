@@ -8,9 +8,9 @@ from typing import Any
 import huggingface_hub
 
 from sibert.evaluation.docstrings import docstring_rows
-from sibert.evaluation.glue import LAYOUTS, glue_rows
+from sibert.evaluation.glue import LAYOUTS, glue_file_rows, glue_rows, is_whole
 from sibert.evaluation.squad import squad_rows
-from sibert.evaluation.tables import FORMATS, Row, read_rows, table_format
+from sibert.evaluation.tables import FORMATS, PACKED, Row, read_rows
 from sibert.evaluation.tasks import DOCSTRINGS, Task
 
 __all__ = ["held_out", "task_rows"]
@@ -27,7 +27,6 @@ GLUE_FOLDERS = {
     "wnli": "WNLI",
 }
 SQUAD_FILES = {"squad": ("train-v1.1", "dev-v1.1"), "squad2": ("train-v2.0", "dev-v2.0")}
-PACKED = ("", ".gz", ".xz", ".zst")
 
 
 def task_rows(task: Task, data: Path | None = None, more: Mapping[str, Path] | None = None) -> dict[str, Iterable[Row]]:
@@ -91,9 +90,12 @@ def _own_rows(task: Task) -> dict[str, Iterable[Row]]:
 
 
 def _file_rows(task: Task, file: Path) -> Iterator[Row]:
-    """Rows of a single file: SQuAD's format for questions if it is JSON, else a table."""
+    """Rows of a single file: SQuAD's format for questions if it is JSON, GLUE's for its tasks, else a table."""
     if task.kind == "qa" and ".json" in file.suffixes:
         return squad_rows(file)
+    official = glue_file_rows(task, file)
+    if official is not None:
+        return (row for row in official if is_whole(task, row))
     return read_rows(file, required=task.columns)
 
 
@@ -123,15 +125,15 @@ def _folder_rows(task: Task, folder: Path) -> dict[str, Iterable[Row]]:
 
 
 def _called(task: Task, folder: Path, split: str) -> Path | None:
-    """The table that is called like a split."""
-    for file in sorted(folder.glob(f"{split}.*")):
-        try:
-            table_format(file)
-        except ValueError:
-            if not (task.kind == "qa" and ".json" in file.suffixes):
-                continue
-        return file
-    return None
+    """The table that is called like a split: a backup beside it has a longer name."""
+    kinds = (*FORMATS, "json") if task.kind == "qa" else FORMATS
+    ends = [f".{kind}{packed}" for kind in kinds for packed in PACKED if kind != "parquet" or not packed]
+    found = sorted(file for file in folder.glob(f"{split}.*") if file.name[len(split) :].lower() in ends)
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} has both {found[0].name} and {found[1].name}: keep one of them, or name the file by --data"
+        )
+    return found[0] if found else None
 
 
 def _hub_rows(task: Task) -> dict[str, Iterator[Row]]:

@@ -5,7 +5,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,16 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-__all__ = ["FORMATS", "Row", "opened", "read_rows", "table_format"]
+__all__ = ["FORMATS", "PACKED", "Row", "clear_errors", "opened", "parsed_json", "read_rows", "table_format"]
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
-"""Formats of tables; all but parquet also as .gz, .xz or .zst."""
+"""Formats of tables; all but parquet also packed."""
 
-_COMPRESSIONS = (".gz", ".xz", ".zst")
+PACKED = ("", ".gz", ".xz", ".zst")
+"""Ends that a packed file has behind its format."""
+
+BLOCK_BYTES = 1 << 24
+"""Of a csv or tsv file at once; a row has to fit in."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def table_format(path: Path) -> str:
         ValueError: If it is none of `FORMATS`.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = bool(suffixes) and suffixes[-1] in _COMPRESSIONS
+    packed = bool(suffixes) and suffixes[-1] in PACKED
     kind = (suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1] if suffixes else "")[1:]
     if kind not in FORMATS or (kind == "parquet" and packed):
         raise ValueError(f"{path} is no table that can be read; supported are {', '.join(FORMATS)}, by the name's end")
@@ -117,7 +121,7 @@ def read_rows(
         ValueError: If the file cannot be read, is damaged, or lacks a column.
     """
     kind = "tsv" if plain else table_format(path)
-    with _clear_errors(path, kind):
+    with clear_errors(path, kind):
         if kind == "parquet":
             yield from _parquet_rows(path, required)
             return
@@ -147,11 +151,24 @@ def opened(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _clear_errors(path: Path, kind: str) -> Iterator[None]:
+def clear_errors(path: Path, kind: str) -> Iterator[None]:
+    """Say in one sentence why a file cannot be read.
+
+    Args:
+        path: Of the file.
+        kind: What it is expected to be.
+
+    Raises:
+        ValueError: If it is missing, damaged, or not UTF-8.
+    """
     try:
         yield
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
+        ) from None
     except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid, OSError) as error:
         # gzip and Arrow report damage as OSError, but only the operating system sets an error number.
         if isinstance(error, OSError) and error.errno is not None:
@@ -160,6 +177,9 @@ def _clear_errors(path: Path, kind: str) -> Iterator[None]:
 
 
 def _require(path: Path, columns: Sequence[str], required: Sequence[str], place: str = "") -> None:
+    double = next((name for name in columns if name and columns.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"{path} has two columns {double!r}: rename one of them")
     missing = [name for name in required if name not in columns]
     if missing:
         where = f"{path}, {place}" if place else str(path)
@@ -176,22 +196,36 @@ def _separated_rows(
         return "error"
 
     try:
+        columns = _header(path, separator) if header is None else list(header)
+        _require(path, columns, required)
+        single = len(columns) == 1
         reader = pa.csv.open_csv(
             stream,
             # One thread, so that the number of a bad row is known.
-            read_options=pa.csv.ReadOptions(use_threads=False, column_names=header),
-            parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse),
-            convert_options=pa.csv.ConvertOptions(check_utf8=False, **_as_bytes(path, separator, header)),
+            read_options=pa.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=columns),
+            # An empty line is an empty text where there is one column, and no row where there are several.
+            parse_options=_parse_options(separator, refuse, ignore_empty_lines=not single),
+            # Bytes: numbers are read where they are wanted, and bad UTF-8 is found by row.
+            convert_options=pa.csv.ConvertOptions(
+                check_utf8=False, strings_can_be_null=False, column_types=dict.fromkeys(columns, pa.binary())
+            ),
         )
-        columns = reader.schema.names
-        _require(path, columns, required)
-        number = 1 if header is None else 0
+        number, begun = 0, header is not None
+        empty: list[Row] = []
         for batch in reader:
-            lists = [column.to_pylist() for column in batch.columns]
-            for values in zip(*lists, strict=True):
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
+                if not begun:  # the header, perhaps behind empty lines
+                    begun = any(values)
+                    continue
                 place = f"row {number}"
-                yield Row(path, place, {n: _decoded(path, place, n, v) for n, v in zip(columns, values, strict=True)})
+                row = Row(path, place, {n: _decoded(path, place, n, v) for n, v in zip(columns, values, strict=True)})
+                if single and not values[0]:  # no row at the end of the file
+                    empty.append(row)
+                    continue
+                yield from empty
+                empty.clear()
+                yield row
     except pa.ArrowInvalid as error:
         if "Empty CSV file" in str(error):
             raise ValueError(f"{path} is empty") from error
@@ -200,19 +234,30 @@ def _separated_rows(
                 f"{path}, {ragged[0]}: is there a {'tab' if separator == chr(9) else 'comma'} too many, or a quotation "
                 "mark missing?"
             ) from error
+        if "straddling" in str(error):
+            raise ValueError(
+                f"{path} has a row of more than {BLOCK_BYTES >> 20} MiB: is a quotation mark missing?"
+            ) from error
         raise
 
 
-def _as_bytes(path: Path, separator: str, header: Sequence[str] | None) -> dict[str, Any]:
-    """Have every column given as bytes: numbers are read where they are wanted, and bad UTF-8 is found by row."""
-    if header is None:
-        with opened(path) as stream:
-            first = stream.readline().removeprefix(b"\xef\xbb\xbf")
-        if not first.strip():
-            return {}
-        parse = pa.csv.ParseOptions(delimiter=separator)
-        header = pa.csv.read_csv(io.BytesIO(first), parse_options=parse).column_names
-    return {"column_types": dict.fromkeys(header, pa.binary()), "strings_can_be_null": False}
+def _header(path: Path, separator: str) -> list[str]:
+    with opened(path) as stream:
+        reader = pa.csv.open_csv(
+            stream,
+            read_options=pa.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            parse_options=_parse_options(separator, lambda row: "skip"),
+        )
+        return list(reader.schema.names)
+
+
+def _parse_options(separator: str, refuse: Callable[[Any], str], *, ignore_empty_lines: bool = True) -> Any:
+    return pa.csv.ParseOptions(
+        delimiter=separator,
+        newlines_in_values=True,
+        invalid_row_handler=refuse,
+        ignore_empty_lines=ignore_empty_lines,
+    )
 
 
 def _decoded(path: Path, place: str, column: str, value: bytes) -> str:
@@ -225,6 +270,7 @@ def _decoded(path: Path, place: str, column: str, value: bytes) -> str:
 
 
 def _plain_rows(path: Path, stream: BinaryIO, header: Sequence[str] | None, required: Sequence[str]) -> Iterator[Row]:
+    empty: list[Row] = []
     for number, line in enumerate(stream, start=1):
         place = f"row {number}"
         try:
@@ -234,8 +280,14 @@ def _plain_rows(path: Path, stream: BinaryIO, header: Sequence[str] | None, requ
         if header is None:
             header = values
             _require(path, header, required)
-        elif values != [""]:
-            yield Row(path, place, dict(zip(header, values, strict=False)))
+            continue
+        row = Row(path, place, dict(zip(header, values, strict=False)))
+        if values == [""]:  # no row at the end of the file
+            empty.append(row)
+            continue
+        yield from empty
+        empty.clear()
+        yield row
     if header is None:
         raise ValueError(f"{path} is empty")
 
@@ -249,14 +301,35 @@ def _jsonl_rows(path: Path, stream: BinaryIO, required: Sequence[str]) -> Iterat
             raise ValueError(f"{path}, {place}: not valid UTF-8 (byte 0x{line[error.start]:02x})") from None
         if not text.strip():
             continue
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path}, {place}: not valid JSON ({error})") from None
+        values = parsed_json(text, f"{path}, {place}")
         if not isinstance(values, dict):
             raise ValueError(f"{path}, {place}: expected a JSON object, got {type(values).__name__}")
         _require(path, list(values), required, place)
         yield Row(path, place, values)
+
+
+def parsed_json(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: JSON.
+        where: File and place of it.
+
+    Raises:
+        ValueError: If it is none, is nested too deeply, or has halves of characters, which are no text.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise ValueError(f"{where}: {half} is half of a character (a lone surrogate): write the whole one") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: the JSON is nested too deeply to be read") from None
+    return value
 
 
 def _parquet_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:

@@ -41,14 +41,17 @@ class Tokenization:
     segments: bool
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, length: int | None = None, stride: int | None = None) -> "Tokenization":
+    def of(
+        cls, model: Any, tokenizer: Any, length: int | None = None, stride: int | None = None, *, usual: int = 128
+    ) -> "Tokenization":
         """What suits a model.
 
         Args:
             model: Of transformers.
             tokenizer: Its own.
-            length: Most tokens of a row; None = 128 or what the model can read.
+            length: Most tokens of a row; None = the usual one or what the model can read.
             stride: None = a quarter of the length.
+            usual: Length where none is given and the model can read as many.
 
         Raises:
             ValueError: If the tokenizer is none for this model, or the model cannot read rows of this length.
@@ -67,7 +70,7 @@ class Tokenization:
         offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
         largest = getattr(config, "max_position_embeddings", None) or 512
         largest -= offset
-        chosen = min(128, largest) if length is None else length
+        chosen = min(usual, largest) if length is None else length
         if not 8 <= chosen <= largest:
             raise ValueError(f"the model reads rows of 8 to {largest} tokens, got a length of {chosen}")
         own = chosen // 4 if stride is None else stride

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "advice"]
 
 ALLOWED_DEVIATION = 1e-4
-LEAST_TIME, USUAL_TIME = 1.0, 10.0
-"""eta lambda T: a direction forgets where it came from in 1 / (2 eta lambda) steps; `default_intrinsic_lr` has 10."""
+LEAST_TIME, USUAL_TIME = 1.0, 3.5
+"""eta lambda T: a direction forgets where it came from in 1 / (2 eta lambda) steps; `default_intrinsic_lr` has 3.5."""
 LARGEST_ANGLE = 0.2
-"""Radians a step. Above 0.06 losses were worse when measured (LOGBOOK, 2026-11-23); this leaves room for short runs."""
+"""Radians a step. Above 0.11 losses were worse when measured (LOGBOOK, 2026-11-28); this leaves room for short runs."""
 NORM_FACTOR = 1.5
 """Between norm and equilibrium; gradients that change while a run learns account for some 20 %."""
 THEORY_CLIPPED, MUCH_CLIPPED = 0.015, 0.15

@@ -56,8 +56,9 @@ class ClippedSGD(Optimizer):
 
     There is no state for parameters, only a few scalars for each group. A parameter without a gradient (`grad is None`)
     counts as one with gradient zero and decays with its group, since the group is one vector; a group in which no
-    parameter has a gradient is left alone. A group with `lr` 0 is left alone, too. If any gradient of any group is
-    infinite or NaN, the whole step is skipped and counted.
+    parameter has a gradient is left alone. A group with `lr` 0 is left alone, too. A frozen parameter (`requires_grad`
+    False) beside others that are not is refused, since it would decay. If any gradient of any group is infinite or NaN,
+    the whole step is skipped and counted.
 
     **Threshold.** With |grad L| = sigma on the unit sphere, |g| = sigma / |x| and g is orthogonal to x, so
     |x'|^2 = (1 - eta lambda)^2 |x|^2 + eta^2 sigma^2 / |x|^2, whose fixed point is
@@ -96,6 +97,14 @@ class ClippedSGD(Optimizer):
     that steps shorter than the distance of two neighbours count in the mean and no float32 copy is needed. The noise
     depends on group, step and parameter alone, not on torch's generators: a resumed run goes on bit for bit.
 
+    **Changes from outside.** Parameters may be changed between steps. By default, on the CPU, |x| is measured only
+    where bounds on it leave open whether a gradient is clipped, once in 32 steps, and after a change from outside: any
+    in-place operation on a parameter or a view of it under `torch.no_grad()` is noticed. Operations through `.data` and
+    torch's fused optimizers leave no mark; they are noticed if they change one of 64 entries that are watched in each
+    of the group's 8 largest parameters, as scaling all of it, or most of it, does. Any other, a row zeroed through
+    `.data` say, is unknown for up to 32 steps, which are clipped by the |x| from before. Leave out `.data`, or take the
+    implementation "foreach", which measures at every step. Groups of rows are always measured.
+
     **Group keys.** "lr", "weight_decay", "clip", "two_sided", "intrinsic_lr", "rows", "implementation" and
     "stochastic_rounding" may be set for each group, also "name" (default "group0", ...) and "scale_invariant" (default
     True; False says that the gradient is not orthogonal to x, and the norm is then measured at every step for the
@@ -116,7 +125,8 @@ class ClippedSGD(Optimizer):
             step shorter than 2^-9 of an entry. No matter for other parameters (float16 is rounded to nearest).
 
     Raises:
-        ValueError: If hyper-parameters are out of range or contradict each other, or a group is empty or has norm 0.
+        ValueError: If hyper-parameters are out of range or contradict each other, or a group is empty, has norm 0 or is
+            frozen in part.
         TypeError: If a parameter is not a floating-point tensor or a hyper-parameter not a number.
 
     Example:
@@ -165,6 +175,12 @@ class ClippedSGD(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy, or `load_state_dict`."""
+        for number, group in enumerate(state["param_groups"]):
+            if "statistics" not in group:
+                raise ValueError(
+                    f"the state is not one of ClippedSGD: its group {number} has {', '.join(map(repr, group))}, but no "
+                    "'statistics'; load it into an optimizer of the kind that saved it"
+                )
         super().__setstate__(state)
         self._bounds, self._released = {}, set()
         for group in self.param_groups:
@@ -180,7 +196,8 @@ class ClippedSGD(Optimizer):
 
         Raises:
             TypeError: If a parameter or hyper-parameter has the wrong type.
-            ValueError: If the group is empty, has norm 0, a name that is taken, or bad hyper-parameters.
+            ValueError: If the group is empty, has norm 0 or a part that is frozen, a name that is taken, or bad
+                hyper-parameters.
         """
         group = dict(param_group)
         if group.get("intrinsic_lr") is not None:
@@ -272,6 +289,8 @@ class ClippedSGD(Optimizer):
             measured.append(Measurement(None, (gradients, None) if present else None))
             if not present:
                 continue
+            if len(present) < len(gradients):
+                _check_frozen(group)
             if group["rows"] and host_reads:
                 local = [local_shard(gradient) for gradient in present]
                 norm_R = squared_row_norms(local, wide=group["implementation"] == "reference").sqrt()
@@ -444,11 +463,23 @@ class ClippedSGD(Optimizer):
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"{name}: parameters must be real floating-point tensors, got {p.dtype}")
+        _check_frozen(group)
         check_hyper_parameters(group)
         if group["rows"]:
             check_rows(group)
         elif not any(p.is_meta for p in group["params"]):
             check_norm(group)
+
+
+def _check_frozen(group: dict[str, Any]) -> None:
+    """Refuse a group of which a part is frozen; tensors that all do without autograd are not."""
+    frozen = [p for p in group["params"] if not p.requires_grad]
+    if 0 < len(frozen) < len(group["params"]):
+        raise ValueError(
+            f"{group['name']}: a parameter of shape {tuple(frozen[0].shape)} is frozen (requires_grad=False) and "
+            f"{len(group['params']) - len(frozen)} others are not, but a group is one vector and would decay as a "
+            "whole; leave frozen parameters out of the group, or freeze all of it"
+        )
 
 
 def _calibrate(group: dict[str, Any], param_norm: float, grad_norm: float) -> None:

@@ -57,14 +57,16 @@ class Lamb(Optimizer):
         """Add a group of parameters with hyper-parameters of its own.
 
         Args:
-            param_group: "params" and any of lr, betas, eps, weight_decay, name. The dict itself is not changed.
+            param_group: "params" and any of lr, betas, eps, weight_decay, name (default "lamb0", ...). The dict itself
+                is not changed.
 
         Raises:
             ValueError: If a hyper-parameter is out of range.
             TypeError: If a parameter is not a real floating-point tensor.
         """
         group = dict(param_group)
-        group.setdefault("name", f"group{len(self.param_groups)}")
+        # Not "group0": that is ClippedSGD's, beside which this one stands in a Hybrid.
+        group.setdefault("name", f"lamb{len(self.param_groups)}")
         super().add_param_group(group)
         try:
             _check_group(group)

@@ -12,6 +12,7 @@ is measured. They are a proof, no estimate: they never change what a step does.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ MEASURING_ERROR = 1e-5
 
 
 PROBES = 8
-"""Tensors of which one entry is watched."""
+"""Tensors of which entries are watched: the largest."""
+
+ENTRIES = 64
+"""Entries of each that are watched; reading them takes no longer than reading one."""
 
 
 class NormBounds:
@@ -36,7 +40,7 @@ class NormBounds:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
         self._lower, self._upper = 0.0, math.inf
-        self._identity: list[tuple[int, int] | float] | None = None
+        self._identity: list[tuple[int, int] | list[float]] | None = None
         self._probed = sorted(tensors, key=torch.numel, reverse=True)[:PROBES]
         # Rounding to the stored dtype moves each entry by at most eps/2 of itself, twice where the step rounds twice.
         self._rounding = max(torch.finfo(tensor.dtype).eps for tensor in tensors)
@@ -45,8 +49,8 @@ class NormBounds:
         """Give the bounds.
 
         Returns:
-            Lower and upper; 0 and infinity, which are always true, where a tensor was changed from outside since the
-            last call.
+            Lower and upper; 0 and infinity, which are always true, where a change of a tensor from outside was noticed
+            since the last call.
         """
         return (self._lower, self._upper) if self._identity == self._observe() else (0.0, math.inf)
 
@@ -87,11 +91,21 @@ class NormBounds:
         self._upper = (decay * self._upper + longest) * (1.0 + 2.0 * self._rounding)
         self._identity = self._observe()
 
-    def _observe(self) -> list[tuple[int, int] | float]:
-        """Note the memory and the version counter of each tensor, and an entry of the largest.
+    def _observe(self) -> list[tuple[int, int] | list[float]]:
+        """Note the memory and the version counter of each tensor, and some entries of the largest.
 
-        In-place operations raise the counter, except fused optimizers and those through `.data`. Both touch all entries
-        of a tensor as a rule, so one entry gives them away.
+        In-place operations raise the counter, except fused optimizers and those through `.data`. Nothing but reading
+        all of it would prove that these have not touched a tensor. What is watched gives away those that touch every
+        entry, or whole rows or columns of which there are few, or so many entries that the norm shrinks by much.
         """
-        identities: list[tuple[int, int] | float] = [(t.data_ptr(), t._version) for t in self.tensors]
-        return identities + [t[tuple(length // 2 for length in t.shape)].item() for t in self._probed if t.numel()]
+        identities: list[tuple[int, int] | list[float]] = [(t.data_ptr(), t._version) for t in self.tensors]
+        return identities + [torch.take(t.detach(), _places(t.numel())).tolist() for t in self._probed]
+
+
+@lru_cache(maxsize=256)
+def _places(length: int) -> Tensor:
+    """Spread over rows and columns alike: multiples of the golden ratio, which meet no period of a shape."""
+    if length <= ENTRIES:
+        return torch.arange(length, device="cpu")
+    steps = torch.arange(ENTRIES, dtype=torch.float64, device="cpu") * ((math.sqrt(5.0) - 1.0) / 2.0)
+    return (steps.frac() * length).long()

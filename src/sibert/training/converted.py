@@ -1,7 +1,9 @@
 """Folders with converted models: from plain weights to gains and directions, and opening them."""
 
 import json
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sibert.conversion import converted_weights, make_scale_invariant
 from sibert.conversion.direction import Granularity
 from sibert.conversion.saving import CONVERTED_TYPE, WEIGHTS, load_directions, save_directions
+from sibert.evaluation.predictor import whole_weights
 from sibert.homogeneity import Verdict, invariant_rows
 from sibert.models.example_inputs import class_of, config_of_folder, example_inputs
 
 __all__ = ["Conversion", "DirectionsCallback", "convert_folder", "is_converted", "load_converted"]
+
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def convert_folder(
     if is_converted(source):
         raise ValueError(f"{source} is converted already: open it with sibert.training.load_converted")
     config = config_of_folder(source)
-    model = class_of(config.architectures).from_pretrained(source).eval()
+    with whole_weights(source):
+        model = class_of(config.architectures).from_pretrained(source).eval()
     inputs = example_inputs(model)
     before = _outputs(model, inputs)
     make_scale_invariant(model, granularity=granularity, exclude=exclude)
@@ -78,10 +84,25 @@ def convert_folder(
     weights = converted_weights(model)
     proved = _proved(model, inputs, granularity) if check else {}
     share = sum(w.direction.numel() for w in weights) / sum(p.numel() for p in model.parameters())
-    model.save_pretrained(target, fold=False)
-    for file in sorted(source.glob("*token*")) + sorted(source.glob("vocab*")) + sorted(source.glob("merges*")):
-        shutil.copy2(file, target / file.name)
+    _save(model, source, target)
     return Conversion(model, tuple(w.names[0] for w in weights), share, proved, difference)
+
+
+def _save(model: Any, source: Path, target: Path) -> None:
+    """Write model and tokenizer so that files appear one by one, each whole, `config.json` last; or nothing at all."""
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".converted-", dir=target))
+    try:
+        model.save_pretrained(staging, fold=False)
+        for file in (file for pattern in TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()):
+            shutil.copy2(file, staging / file.name)
+        for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
+            os.replace(file, target / file.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not any(target.iterdir()):
+            target.rmdir()
 
 
 def is_converted(folder: Path) -> bool:
@@ -121,7 +142,8 @@ def load_converted(folder: str | Path) -> nn.Module:
     kind = class_of(description["architectures"])
     model: nn.Module = kind(kind.config_class.from_dict(description)).eval()
     make_scale_invariant(model, granularity=converted["granularity"], include=converted["weights"])
-    state = load_file(folder / WEIGHTS)
+    with whole_weights(folder):
+        state = load_file(folder / WEIGHTS)
     missing, unexpected = model.load_state_dict(state, strict=False)
     known = {parameter for name, parameter in _tensors(model) if name in state}
     lacking = [name for name, parameter in _tensors(model) if name in missing and parameter not in known]

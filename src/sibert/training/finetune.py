@@ -23,7 +23,7 @@ from sibert.data import LengthSampler, flatten
 from sibert.evaluation import Examples, examples_of, task_named
 from sibert.evaluation.baselines import bag_of_words, majority
 from sibert.evaluation.embeddings import contrastive_loss, embeddings_of, write_modules
-from sibert.evaluation.predictor import DESCRIPTION, Predictor
+from sibert.evaluation.predictor import DESCRIPTION, DivergedError, Predictor
 from sibert.evaluation.sources import held_out, task_rows
 from sibert.evaluation.tokenization import Tokenization
 from sibert.training.callbacks import ProgressCallback, SignalCallback, exit_status
@@ -45,7 +45,8 @@ __all__ = ["FinetuneDirectory", "TaskTrainer", "load_examples", "run_finetuning"
 
 DATA = "data.json"
 RESULTS = "results.json"
-QUESTION_LENGTH = 384
+LENGTH, QUESTION_LENGTH = 128, 384
+"""Most tokens of a row, where nothing else is said and the model reads as many."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,30 @@ class TaskTrainer(ResumableTrainer):
         self.examples = examples
         self.metrics_file = metrics_file
         self.converted = converted
+        self.diverged = False
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the split that decides which checkpoint is best.
 
+        A model that has diverged ends training if there is an earlier checkpoint that is better.
+
         Args:
             eval_dataset: Unused, there for `Trainer`.
             ignore_keys: Unused, there for `Trainer`.
             metric_key_prefix: Prefix of the returned names.
+
+        Raises:
+            DivergedError: If the model has diverged and there is no earlier checkpoint.
         """
-        scores = self.predictor.evaluate(self.examples, evaluated_splits(self.examples)[0])
+        try:
+            scores = self.predictor.evaluate(self.examples, evaluated_splits(self.examples)[0])
+        except DivergedError:
+            if self.state.best_model_checkpoint is None:
+                raise
+            self.diverged = self.control.should_training_stop = True
+            return {f"{metric_key_prefix}_score": -math.inf}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -246,6 +259,8 @@ def run_finetuning(
             f"stopped after step {trainer.state.global_step}; go on with: sibert finetune --resume {run.path}"
         )
         return exit_status(signals.received)
+    if trainer.diverged:
+        console.print(f"note: training has diverged by step {trainer.state.global_step}; the best checkpoint is kept")
     trainer.accelerator.wait_for_everyone()
     if main:
         _finish(run, trainer, others, console, time.perf_counter() - started)
@@ -256,10 +271,8 @@ def _prepare(recipe: FinetuneRecipe, run: FinetuneDirectory, console: Console) -
     examples = load_examples(recipe)
     tokenizer = load_tokenizer(recipe.model)
     model, notes = build_task_model(recipe, examples)
-    length = recipe.length
-    if length is None and examples.task.kind == "qa":
-        length = min(QUESTION_LENGTH, getattr(model.config, "max_position_embeddings", None) or QUESTION_LENGTH)
-    reading = Tokenization.of(model, tokenizer, length, recipe.stride)
+    usual = QUESTION_LENGTH if examples.task.kind == "qa" else LENGTH
+    reading = Tokenization.of(model, tokenizer, recipe.length, recipe.stride, usual=usual)
     rows, more = reading.training(examples)
     pairs = examples.task.kind == "embedding"
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -16,15 +16,17 @@ ScheduleName = Literal["cosine", "linear", "piecewise", "constant"]
 Precision = Literal["fp32", "bf16", "bf16-weights", "fp16"]
 Backend = Literal["auto", "reference"]
 
-LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.001, "row": 0.001}
-"""At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.045 at 0.001. Larger
-angles were worse when measured, smaller ones no better (LOGBOOK, 2026-11-23). Short runs meet this bound."""
+LARGEST_DEFAULT_INTRINSIC_LR = {"joint": 0.002, "matrix": 0.006, "row": 0.006}
+"""At equilibrium a step turns the parameters by sqrt(2 eta lambda): by 0.06 radian at 0.002, by 0.11 at 0.006. Larger
+angles were worse when measured, in runs of any length (LOGBOOK, 2026-11-23 and 28). Short runs meet this bound."""
 
 SEEDS = 2**32
 """numpy's generators, which transformers seeds as well, take no larger seed."""
 
-EQUILIBRIUM_TIMES = 10.0
-"""D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark)."""
+EQUILIBRIUM_TIMES = {"joint": 10.0, "matrix": 3.5, "row": 3.5}
+"""D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark).
+3.5 is near the best of the finer forms from 512 to 3500 steps; 2 to 4 times as much or as little cost 0.01 to 0.13
+nats, in runs of 512 steps up to 1 (LOGBOOK, 2026-11-28)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,11 @@ class PretrainRecipe:
     first step; a scale-invariant run does not care).
 
     Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for its twins); `steps`; `intrinsic_lr` =
-    eta * lambda (None = 10 / steps, at most 0.001, joint 0.002) or, instead, `lr` and `weight_decay`; `clip` = sqrt(C),
-    None = no clipping; `two_sided`, whether short gradients are clipped, too (None = yes, but not in the paper's joint
-    form); `head_lr` of the head, which is not invariant (None = as `build_optimizer`); `schedule`;
-    `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`, the
-    absolute clipping of the twins.
+    eta * lambda (None = 3.5 / steps, at most 0.006; joint: 10 / steps, at most 0.002) or, instead, `lr` and
+    `weight_decay`; `clip` = sqrt(C), None = no clipping; `two_sided`, whether short gradients are clipped, too (None =
+    yes, but not in the paper's joint form); `head_lr` of the head, which is not invariant (None = as `build_optimizer`);
+    `schedule`; `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`,
+    the absolute clipping of the twins.
 
     Batches: `batch_size` (sequences a process and micro-batch), `accumulation` (micro-batches a step).
 
@@ -256,7 +258,8 @@ class PretrainRecipe:
         """The intrinsic learning rate, with the default filled in; None where lr and weight_decay are given."""
         if self.lr is not None:
             return None
-        return self.intrinsic_lr or min(EQUILIBRIUM_TIMES / self.steps, LARGEST_DEFAULT_INTRINSIC_LR[self.invariance])
+        times, largest = (table[self.invariance] for table in (EQUILIBRIUM_TIMES, LARGEST_DEFAULT_INTRINSIC_LR))
+        return self.intrinsic_lr or min(times / self.steps, largest)
 
     def to_json(self) -> str:
         """Write the recipe as JSON text; `from_json` reads it back."""

@@ -1,15 +1,17 @@
 """Several fine-tuning runs of one recipe: seeds, and a grid of settings; what has results is not run again."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
+from sibert.evaluation.predictor import DivergedError
 from sibert.training.checkpoints import write_atomically
 from sibert.training.finetune import RESULTS, FinetuneDirectory, read_results, run_finetuning
 from sibert.training.finetune_recipe import FinetuneRecipe
@@ -32,7 +34,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         Values by name.
 
     Raises:
-        ValueError: If a name is unknown, given twice, or has no value.
+        ValueError: If a name is unknown, given twice, or has no value, or one of another type.
     """
     grid: dict[str, list[Any]] = {}
     for text in texts:
@@ -42,20 +44,25 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise ValueError(f"--grid takes NAME=VALUE,VALUE with a name of {', '.join(SWEPT)}; got {text!r}")
         if name in grid:
             raise ValueError(f"--grid {name} is given twice: write all of its values after one name")
-        grid[name] = [_value(part) for part in values.split(",") if part.strip()]
+        grid[name] = [_value(name, part.strip()) for part in values.split(",") if part.strip()]
         if not grid[name]:
             raise ValueError(f"--grid {name} has no values: write {name}=1e-3,1e-4")
     return grid
 
 
-def _value(text: str) -> Any:
-    text = text.strip()
-    for kind in (int, float):
-        try:
+def _value(name: str, text: str) -> Any:
+    """A value of the type that the recipe has for it."""
+    (hint,) = (field.type for field in dataclasses.fields(FinetuneRecipe) if field.name == name)
+    kinds = get_args(hint) or (hint,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if int not in kinds and float not in kinds:
+        return text
+    for kind in (int, float) if float in kinds else (int,):
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
-    return None if text.lower() == "none" else text
+    what = "a number" if float in kinds else "a whole number"
+    raise ValueError(f"--grid {name} takes {what}{' or none' if type(None) in kinds else ''}, got {text!r}")
 
 
 def run_sweep(
@@ -79,9 +86,10 @@ def run_sweep(
         0, or the status of a run that a signal stopped; calling again goes on there.
 
     Raises:
-        ValueError: As `run_finetuning`, or if the folder holds the sweep of another recipe.
+        ValueError: As `run_finetuning`, or if the folder holds the sweep of another recipe. A setting that diverges
+            with a seed is left out, unless all do.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     grid, out = grid or {}, Path(out)
     runs = [
         (dict(zip(grid, values, strict=True)), recipe.seed + i)
@@ -89,6 +97,7 @@ def run_sweep(
         for i in range(seeds)
     ]
     recipes = [dataclasses.replace(recipe, **setting, seed=seed) for setting, seed in runs]  # all are checked first
+    diverged: dict[str, DivergedError] = {}
     for (setting, seed), own in zip(runs, recipes, strict=True):
         run = FinetuneDirectory(out / _name(setting) / f"seed-{seed}")
         if run.recipe.is_file() and FinetuneRecipe.from_json(run.recipe) != own:
@@ -96,10 +105,18 @@ def run_sweep(
         if run.finished:
             continue
         console.print(f"== {run.path.relative_to(out)}")
-        status = run_finetuning(own, run.path, resume=run.recipe.is_file(), console=console)
+        try:
+            status = run_finetuning(own, run.path, resume=run.recipe.is_file(), console=console)
+        except DivergedError as error:
+            console.print(f"{_name(setting)}: diverged with seed {seed}, and is left out")
+            diverged[_name(setting)] = error
+            continue
         if status:
             return status
-    table = _summary(out, [setting for setting, _ in runs[::seeds]], [recipe.seed + i for i in range(seeds)])
+    settings = [setting for setting, _ in runs[::seeds] if _name(setting) not in diverged]
+    if not settings:
+        raise next(iter(diverged.values()))
+    table = _summary(out, settings, [recipe.seed + i for i in range(seeds)])
     write_atomically(out / "sweep.json", json.dumps(table, indent=2) + "\n")
     for row in table["settings"]:
         console.print(f"{row['name']}: {_shown(row)}")

@@ -8,11 +8,11 @@ import torch
 import transformers
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments, set_seed
 
 from sibert import conversion
 from sibert.evaluation import Examples
-from sibert.evaluation.predictor import HEADS
+from sibert.evaluation.predictor import HEADS, whole_weights
 from sibert.models import SibertPreTrainedModel
 from sibert.models.example_inputs import config_of_folder
 from sibert.optim import ClippedSGD, Hybrid, Lamb, ScaleInvariantModel, param_groups, schedule, schedule_groups
@@ -26,8 +26,6 @@ from sibert.training.finetune_recipe import (
 )
 
 __all__ = ["build_task_model", "build_task_optimizer", "load_tokenizer", "optimizer_of", "takes_flat_batches"]
-
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 def load_tokenizer(source: str) -> Any:
@@ -70,20 +68,21 @@ def build_task_model(recipe: FinetuneRecipe, examples: Examples) -> tuple[PreTra
         options["problem_type"] = "regression" if examples.task.kind == "regression" else "single_label_classification"
     with _clear_errors(recipe.model, "model"):
         config = transformers.AutoConfig.from_pretrained(recipe.model)
-        own = getattr(config, "id2label", {})
-        if recipe.dropout is not None:
-            for name in DROPOUTS:
-                if hasattr(config, name):
-                    setattr(config, name, recipe.dropout)
+    own = getattr(config, "id2label", None) or {}
+    if recipe.dropout is not None:
+        _set_dropout(config, recipe.dropout)
+    with whole_weights(recipe.model), _clear_errors(recipe.model, "model"):
         for name, value in options.items():
             setattr(config, name, value)
         kind = getattr(transformers, HEADS[examples.task.kind])
         model, loaded = kind.from_pretrained(
             recipe.model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
+    known = ", ".join(map(str, own.values()))
     if replaced := sorted({key[0] for key in loaded.get("mismatched_keys", ())}):
-        known = ", ".join(map(str, own.values()))
         notes.append(f"the model's head had the labels {known} and is replaced: {', '.join(replaced)}")
+    elif examples.labels and list(own.values()) != list(examples.labels) and not loaded["missing_keys"]:
+        notes.append(f"the model's head had the labels {known} and goes on as it is, for {', '.join(examples.labels)}")
     bare = examples.task.kind == "embedding"
     body = [key for key in loaded["missing_keys"] if bare or key.startswith(f"{model.base_model_prefix}.")]
     body = [key for key in body if "pooler" not in key]
@@ -96,6 +95,19 @@ def build_task_model(recipe: FinetuneRecipe, examples: Examples) -> tuple[PreTra
     if recipe.convert:
         conversion.make_scale_invariant(model, granularity=recipe.convert)
     return model, notes
+
+
+def _set_dropout(config: PreTrainedConfig, share: float) -> None:
+    """Set all rates of dropout, which each family calls otherwise; those that are None follow another one."""
+    rates = [
+        name
+        for name, value in config.to_dict().items()
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    if not rates:
+        raise ValueError(f"{config.model_type} has no dropout that its configuration sets: leave dropout out")
+    for name in rates:
+        setattr(config, name, share)
 
 
 def takes_flat_batches(recipe: FinetuneRecipe, model: PreTrainedModel, arguments: TrainingArguments) -> bool:
