@@ -41,12 +41,12 @@ class PretrainRecipe:
     `initial_scale` (all scale-invariant parameters, of the twin all encoder parameters, are multiplied by it before the
     first step; a scale-invariant run does not care).
 
-    Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for its twins); `steps`; `intrinsic_lr` =
-    eta * lambda (None = 3.5 / steps, at most 0.006; joint: 10 / steps, at most 0.002) or, instead, `lr` and
-    `weight_decay`; `clip` = sqrt(C), None = no clipping; `two_sided`, whether short gradients are clipped, too (None =
-    yes, but not in the paper's joint form); `head_lr` of the head, which is not invariant (None = as `build_optimizer`);
-    `schedule`; `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`,
-    the absolute clipping of the twins.
+    Optimizer: `optimizer` (None = "clipped_sgd" for SIBERT, "adamw" for its twins); `steps`; `intrinsic_lr` = eta *
+    lambda (None = 3.5 / steps, at most 0.006; joint: 10 / steps, at most 0.002) or, instead, `lr` and `weight_decay`;
+    `clip` = sqrt(C), None = no clipping; `two_sided`, whether short gradients are clipped, too (None = yes, but not in
+    the paper's joint form); `head_lr` of the head, which is not invariant (None = as `build_optimizer`); `schedule`;
+    `warmup_steps` of the head and of the twins (the scale-invariant groups never warm up); `max_grad_norm`, the
+    absolute clipping of the twins.
 
     Batches: `batch_size` (sequences a process and micro-batch), `accumulation` (micro-batches a step).
 
