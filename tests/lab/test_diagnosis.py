@@ -128,7 +128,7 @@ class TestRunsMadeToBeWrong:
         assert about(found) == {"weight decay"}
         finding = the(found, "weight decay")
         assert finding.groups == ("first", "second")
-        assert "weight_decay = 0.04 (eta lambda = 0.02)" in finding.remedy
+        assert "weight_decay = 0.0233 (eta lambda = 0.0117)" in finding.remedy
         assert all(group.standing.equilibrium_norm is None for group in found.groups)
 
     def test_a_batch_far_beyond_the_critical_size(self):
@@ -402,6 +402,7 @@ def pretrained(tmp_path_factory):
             )
         recipe = PretrainRecipe(
             data=[str(folder / "texts")], vocab_size=200, seq_length=32, validation_fraction=0.2, size="nano", steps=12,
+            intrinsic_lr=0.001,
             batch_size=4, accumulation=2, log_every=1, device="cpu",
         )  # fmt: skip
         assert run_pretraining(recipe, folder / "run", console=Console(quiet=True)) == 0
