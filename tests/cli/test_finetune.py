@@ -166,6 +166,7 @@ def test_an_existing_folder_is_not_written_into(model, data, tmp_path, run):
         (("evaluate", "{run}", "--split", "nothing"), "there is no split 'nothing'; there are train, validation"),
         (("evaluate", "{run}", "--data", "{data}", "--split", "test"), "has no split test; it has train, validation"),
         (("predict", "{run}", "--input", "{model}/nothing.csv", "--output", "{out}.csv"), "nothing.csv does not exist"),
+        (("predict", "{run}", "--input", "{model}", "--output", "{out}.csv"), "is a folder: give a file"),
         (("predict", "{run}", "--input", "{data}/train.csv", "--output", "{out}.txt"), "must end in one of"),
         (
             ("predict", "{run}", "--input", "{data}/train.csv", "--output", "{out}.csv", "--columns", "x"),

@@ -13,10 +13,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from sibert.data import CorpusReport
 from sibert.models import INVARIANCES, SibertConfig, SibertForMaskedLM
 from sibert.optim import build_optimizer
 from sibert.training import PretrainRecipe, PretrainTrainer, build_model, fill_masks, run_pretraining
-from sibert.training.pretrain import build_training_optimizer
+from sibert.training.pretrain import build_training_optimizer, describe
 from tests.assertions import relative_change, scaled
 from tests.training.runs import losses, records, weights
 
@@ -147,6 +148,11 @@ def test_accumulation_gives_the_step_of_one_large_batch(recipe, tmp_path):
         assert list(four.values()) == pytest.approx(list(one.values()), rel=1e-4)
         a, b = weights(tmp_path / f"one-{pairs}"), weights(tmp_path / f"four-{pairs}")
         assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-4) for name in a)
+
+
+def test_of_a_stream_nothing_is_said_that_is_not_known():
+    known = describe(CorpusReport(sources=2, rule="file", validation_examples=5))
+    assert known == "a stream of 2 sources, 5 sequences of it to validate on"
 
 
 def test_accumulation_takes_the_steps_of_large_batches_in_later_epochs_too(recipe, tmp_path):

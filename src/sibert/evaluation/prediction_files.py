@@ -58,7 +58,7 @@ def predict_file(
     if target.is_dir():
         raise ValueError(f"{target} is a folder: give the name of a file to write")
     if not source.is_file():
-        raise ValueError(f"{source} does not exist")
+        raise ValueError(f"{source} is a folder: give a file" if source.is_dir() else f"{source} does not exist")
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are the same file, {source}")
     partial = target.with_name(f"{target.name}.partial")

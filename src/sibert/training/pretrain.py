@@ -343,6 +343,8 @@ def _prepare(
 
 def describe(report: CorpusReport) -> str:
     """Say in one line what the data are, and then what was left out."""
+    if not report.documents:
+        return f"a stream of {report.sources} sources, {report.validation_examples} sequences of it to validate on"
     line = (
         f"{report.documents} documents, {report.train_tokens / 1e6:.2f} M tokens to train on, "
         f"{report.validation_tokens / 1e3:.0f} k to validate on"
