@@ -336,3 +336,25 @@ def test_losses_are_in_the_precision_of_the_model_and_at_least_single(dtype, los
     model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=50)).to(dtype)
     ids = torch.randint(5, 50, (2, 8))
     assert model(ids, labels=ids).loss.dtype == loss_dtype
+
+
+@pytest.mark.parametrize("none", [0, torch.tensor(0)])
+def test_a_batch_without_any_target_has_loss_zero(none):
+    logits, labels = torch.randn(2, 3, 5), torch.full((2, 3), -100)
+    assert masked_lm_loss(logits, labels) == masked_lm_loss(logits, labels, none) == 0
+    follows = torch.tensor([0, 1])
+    assert next_sentence_loss(torch.randn(2, 2), follows, mlm_labels=labels, num_items_in_batch=none) == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_answers_outside_of_the_sequence_are_ignored_on_either_side(masked, config):
+    model = SibertForQuestionAnswering(config).eval()
+    ids = torch.randint(1, config.vocab_size, (2, 6))
+    mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
+
+    def loss(first):
+        places = {name: torch.tensor([first, 3]) for name in ("start_positions", "end_positions")}
+        return model(ids, **mask, **places).loss
+
+    assert loss(-1) == loss(6) == loss(99)
+    assert loss(0) != loss(99)

@@ -481,6 +481,16 @@ def test_the_state_of_another_optimizer_is_refused():
     assert optimizer.statistics() == before
 
 
+def test_the_state_of_groups_in_another_order_is_refused():
+    short, long = (
+        {"params": [parameter(*entries)], "name": name} for name, entries in (("a", [3, 4]), ("b", [30, 40]))
+    )
+    saved = ClippedSGD([short, long], intrinsic_lr=0.1).state_dict()
+    with pytest.raises(ValueError, match="the state has the groups a, b, this optimizer b, a"):
+        ClippedSGD([long, short], intrinsic_lr=0.1).load_state_dict(saved)
+    ClippedSGD([short, long], intrinsic_lr=0.1).load_state_dict(saved)
+
+
 def test_sparse_gradients_are_refused():
     embedding = torch.nn.Embedding(5, 2, sparse=True)
     optimizer = ClippedSGD(embedding.parameters(), intrinsic_lr=0.1)

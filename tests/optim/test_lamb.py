@@ -112,6 +112,12 @@ def test_a_resumed_run_is_bit_identical(dtype):
     assert torch.equal(x, whole)
 
 
+def test_the_state_of_another_optimizer_is_refused():
+    x = torch.nn.Parameter(start())
+    with pytest.raises(ValueError, match="the state is not one of Lamb"):
+        Lamb([x]).load_state_dict(torch.optim.AdamW([x]).state_dict())
+
+
 def test_parameters_without_gradient_are_left_and_have_no_state():
     x, y = torch.nn.Parameter(start()), torch.nn.Parameter(start())
     optimizer = Lamb([x, y])

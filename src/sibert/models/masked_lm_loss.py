@@ -62,9 +62,20 @@ def per_target(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int |
     Returns:
         A scalar, nats per target; 0 where there is no target at all.
     """
-    if num_items_in_batch is None:
-        return total / (labels != IGNORED).sum().clamp(min=1)
-    return total / num_items_in_batch
+    targets = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / at_least_one(targets)
+
+
+def at_least_one(count: Tensor | int) -> Tensor | int:
+    """What a sum over so many targets is divided by: without any the sum is 0, and the loss has to be, too.
+
+    Args:
+        count: Number of targets or sequences.
+
+    Returns:
+        The same, but 1 in place of 0.
+    """
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def next_sentence_loss(
@@ -88,8 +99,8 @@ def next_sentence_loss(
         A scalar, nats per sequence.
     """
     if num_sequences_in_batch is not None:
-        return F.cross_entropy(_wide(logits_B2), labels_B, reduction="sum") / num_sequences_in_batch
+        return F.cross_entropy(_wide(logits_B2), labels_B, reduction="sum") / at_least_one(num_sequences_in_batch)
     mean: Tensor = F.cross_entropy(_wide(logits_B2), labels_B)
     if num_items_in_batch is None or mlm_labels is None:
         return mean
-    return mean * ((mlm_labels != IGNORED).sum() / torch.as_tensor(num_items_in_batch))
+    return mean * ((mlm_labels != IGNORED).sum() / at_least_one(torch.as_tensor(num_items_in_batch)))

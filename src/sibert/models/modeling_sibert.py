@@ -935,17 +935,17 @@ class SibertForQuestionAnswering(SibertPreTrainedModel):
         logits_BT2 = self.qa_outputs(outputs.last_hidden_state)
         if flat is not None:
             logits_BT2, attention_mask = flat.pad(logits_BT2[0]), flat.mask_ST
+        tokens_BT = None
         if attention_mask is not None and attention_mask.dim() == 2:
             tokens_BT = attention_mask != 0
             logits_BT2 = logits_BT2.masked_fill(~tokens_BT[..., None], torch.finfo(logits_BT2.dtype).min)
-            start_positions, end_positions = (
-                None if place_B is None else _ignored_outside(place_B, tokens_BT)
-                for place_B in (start_positions, end_positions)
-            )
         start_BT, end_BT = logits_BT2.unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_BT, end_BT, start_positions, end_positions)
+            if tokens_BT is None:
+                tokens_BT = torch.ones_like(start_BT, dtype=torch.bool)
+            places = (_ignored_outside(place_B, tokens_BT) for place_B in (start_positions, end_positions))
+            loss = self.loss_function(start_BT, end_BT, *places)
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_BT,
@@ -959,7 +959,7 @@ def _ignored_outside(place_B: Tensor, tokens_BT: Tensor) -> Tensor:
     """Replace places that hold no token by T, which the loss ignores."""
     place_B = place_B.view(-1)
     length = tokens_BT.shape[1]
-    inside_B = tokens_BT.gather(1, place_B.clamp(0, length - 1)[:, None])[:, 0]
+    inside_B = tokens_BT.gather(1, place_B.clamp(0, length - 1)[:, None])[:, 0] & (place_B >= 0) & (place_B < length)
     return torch.where(inside_B, place_B, length)
 
 

@@ -181,6 +181,14 @@ class ClippedSGD(Optimizer):
                     f"the state is not one of ClippedSGD: its group {number} has {', '.join(map(repr, group))}, but no "
                     "'statistics'; load it into an optimizer of the kind that saved it"
                 )
+        own = [group["name"] for group in getattr(self, "param_groups", ())]
+        saved = [group.get("name") for group in state["param_groups"]]
+        if saved != own and sorted(map(str, saved)) == sorted(own):
+            raise ValueError(
+                f"the state has the groups {', '.join(map(str, saved))}, this optimizer {', '.join(own)}: states are "
+                "loaded by position, and each eta belongs to one group; make the optimizer with its groups in that "
+                "order"
+            )
         super().__setstate__(state)
         self._bounds, self._released = {}, set()
         for group in self.param_groups:
