@@ -1,6 +1,7 @@
 """`sibert check`: exit statuses for CI, what forbids a rescaling, JSON."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -88,6 +89,10 @@ def test_any_module_of_a_file(tmp_path, monkeypatch, run):
         "    return net, (torch.randn(6, 4),)\n"
         "def wrong():\n"
         "    return 1\n"
+        "def raises():\n"
+        "    return {}['model']\n"
+        "def asserts():\n"
+        "    assert False\n"
     )
     monkeypatch.chdir(tmp_path)
     assert run("check", "my_model:build", "--training", "--up-to-epsilon")[0] == 0
@@ -95,6 +100,54 @@ def test_any_module_of_a_file(tmp_path, monkeypatch, run):
     status, _, err = run("check", "my_model:wrong")
     assert status == 1
     assert "has to return (model, inputs)" in err
+    for name, said in (("raises", "KeyError: 'model'"), ("asserts", "AssertionError")):
+        status, _, err = run("check", f"my_model:{name}")
+        assert status == 1
+        assert err == f"error: my_model:{name} has to return (model, inputs), but raises {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def build(:\n", "SyntaxError: "),
+        ("raise RuntimeError('no GPU')\n", "RuntimeError: no GPU"),
+        ("", "AttributeError: "),
+    ],
+)
+def test_a_file_that_cannot_be_imported(code, said, tmp_path, monkeypatch, run):
+    (tmp_path / "not_importable.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "not_importable", raising=False)
+    status, _, err = run("check", "not_importable:build")
+    assert status == 1
+    assert err.startswith(f"error: cannot import not_importable:build: {said}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "said"),
+    [
+        ("bert", {"hidden_act": "nope"}, "no model can be built of {file}: KeyError: 'nope'"),
+        ("bert", {"vocab_size": 0}, "no model can be built of {file}: IndexError: "),
+        ("bert", {"hidden_size": "x"}, "{file} is no configuration of bert: StrictDataclassFieldValidationError: "),
+        ("sibert", {"type_vocab_size": -1}, "type_vocab_size must be at least 0, got -1"),
+    ],
+)
+def test_a_configuration_of_which_no_model_can_be_built(kind, wrong, said, tmp_path, run):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": kind, **TINY, **wrong}))
+    status, _, err = run("check", tmp_path, "--static")
+    assert status == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said.format(file=file) in err
+
+
+@pytest.mark.parametrize("kind", ["bert", "sibert"])
+def test_a_model_of_few_positions(kind, tmp_path, run):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **TINY, "max_position_embeddings": 4}))
+    status, out, err = run("check", tmp_path, "--static")
+    assert (status, err) == (0 if kind == "sibert" else 1, "")
+    assert "all parameters together" in out
 
 
 def test_a_proof_that_computing_contradicts_has_its_own_status(tmp_path, monkeypatch, run):
@@ -117,17 +170,23 @@ def test_a_proof_that_computing_contradicts_has_its_own_status(tmp_path, monkeyp
     [
         (["nowhere"], "nowhere is no folder: give a run, a folder with a model, or package.module:function"),
         (["no.such:thing"], "cannot import no.such:thing"),
-        (["no_such:x"], "cannot import no_such:x: No module"),
+        (["no_such:x"], "cannot import no_such:x: ModuleNotFoundError: No module"),
         (["{bert}", "-i", "nothing"], "'nothing' is no parameter, module or pattern"),
         (["{bert}", "--output", "nothing"], "the module's output has no part 'nothing'"),
         (["{empty}"], "has no config.json"),
         (["{unknown}"], "has model_type 'nonsense', which transformers"),
         (["{list}"], "has model_type None, which transformers"),
+        (["{unhashable}"], "has model_type ['a'], which transformers"),
         (["{broken}"], "is no valid JSON"),
     ],
 )
 def test_mistakes(words, message, bert, tmp_path, run):
-    folders = {"unknown": '{"model_type": "nonsense"}', "list": "[]", "broken": "{"}
+    folders = {
+        "unknown": '{"model_type": "nonsense"}',
+        "list": "[]",
+        "broken": "{",
+        "unhashable": '{"model_type": ["a"]}',
+    }
     for name, text in folders.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(text)

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sibert.homogeneity import (
     Blocker,
@@ -19,7 +20,7 @@ from sibert.homogeneity import (
 )
 from sibert.homogeneity.propagation import propagate
 from sibert.homogeneity.rules import RULES, rule
-from tests.homogeneity.zoo import Function, exact_norm, linear, mlp, x
+from tests.homogeneity.zoo import Function, exact_norm, ids, linear, mlp, x
 
 
 class Encoder(nn.Module):
@@ -185,6 +186,63 @@ class TestAnalysis:
         net = Function(lambda m, t: t + m.positions[: t.shape[0]], positions=(30, 4))
         assert invariant_rows(net, (x(5, 4),)) == {"positions": Verdict.NOT_PROVED}
 
+    @pytest.mark.parametrize(
+        ("function", "verdict"),
+        [
+            (lambda a, b, again: F.layer_norm(a, (4,), eps=0.0), Verdict.EXACT),
+            (lambda a, b, again: F.layer_norm(a + 2 * again, (4,), eps=0.0), Verdict.EXACT),
+            (lambda a, b, again: F.layer_norm(a + b, (4,), eps=0.0), Verdict.NOT_PROVED),
+            (lambda a, b, again: F.normalize(a - b, dim=-1, eps=0.0), Verdict.NOT_PROVED),
+            (lambda a, b, again: a / b, Verdict.NOT_PROVED),
+            (lambda a, b, again: a[:, 1] / a[:, 2], Verdict.NOT_PROVED),
+        ],
+    )
+    def test_rows_that_are_looked_up_by_other_indices_are_other_rows(self, function, verdict):
+        torch.manual_seed(0)
+
+        def forward(m, i, j):
+            return function(F.embedding(i, m.table), F.embedding(j, m.table), F.embedding(i, m.table))
+
+        rows = invariant_rows(Function(forward, table=(8, 4)), (ids(2, 5), ids(2, 5).flip(0)))
+        assert rows == {"table": verdict}
+
+    def test_a_single_index_may_be_that_of_any_row(self):
+        torch.manual_seed(0)
+        net = Function(lambda m, i: F.embedding(i, m.table), table=(8, 4))
+        report = analyze(net, (ids(1),), slices={"table": Slices(index=3)}, numeric=False)
+        assert {report.verdict(name) for name in report.names} == {Verdict.NOT_PROVED}
+
+    @pytest.mark.parametrize(
+        ("function", "verdict"),
+        [
+            (lambda h: h / (h.norm(dim=1, keepdim=True) + 1e-3), Verdict.UP_TO_EPSILON),
+            (lambda h: h / (h.norm(dim=1, keepdim=True) + 1.0), Verdict.NOT_PROVED),
+            (lambda h: F.layer_norm(h, (3,), eps=1e-3), Verdict.UP_TO_EPSILON),
+            (lambda h: F.layer_norm(h, (3,), eps=1.0), Verdict.NOT_PROVED),
+            (lambda h: (h - 2e4) / h.norm(), Verdict.NOT_PROVED),
+            (lambda h: (h - torch.tensor([0.0, -2e4, 0.0])) / h.norm(), Verdict.NOT_PROVED),
+            (lambda h: h.abs().pow(float("inf")), Verdict.NOT_PROVED),
+        ],
+    )
+    def test_constants_that_are_not_small_are_no_epsilons(self, function, verdict):
+        torch.manual_seed(0)
+        report = analyze(Function(lambda m, t: function(t @ m.w), w=(4, 3)), (x(2, 4),))
+        assert report.verdict("w") is verdict
+        assert report.confirmation is not None
+        assert report.confirmation.contradicted == ()
+
+    def test_modules_that_name_a_precision_are_computed_in_float64(self):
+        def forward(m, t):
+            h = ((t @ m.w).float() @ torch.eye(3)).to(torch.float32)
+            filled = torch.zeros(2, 3)
+            filled[:, :] = h
+            return filled / filled.norm()
+
+        torch.manual_seed(0)
+        report = analyze(Function(forward, w=(4, 3)), (x(2, 4),))
+        assert report.confirmation is not None
+        assert [check.deviation < 1e-12 for check in report.confirmation.checks] == [True]
+
     def test_assertion_teaches(self):
         torch.manual_seed(0)
         net = mlp(linear(5, 4), nn.GELU(), linear(5, 5), exact_norm(nn.LayerNorm, 5))
@@ -235,6 +293,18 @@ class TestMistakes:
         net = Function(lambda m, t: t @ m.w * next(count), w=(4, 4))
         with pytest.raises(ValueError, match=r"other outputs at the same inputs"):
             analyze(net, (x(2, 4),))
+
+    def test_module_that_gives_nan(self):
+        net = Function(lambda m, t: (-(t @ m.w).abs()).sqrt(), w=(4, 4))
+        with pytest.raises(ValueError, match=r"outputs are NaN .*numeric=False \(--static\)"):
+            analyze(net, (x(2, 4),))
+
+    def test_module_that_has_no_gradient(self):
+        def forward(m, t):
+            return (t @ m.w).scatter(1, torch.zeros(2, 1, dtype=torch.int64), t, reduce="multiply")
+
+        with pytest.raises(ValueError, match=r"in float64 fails: derivative .*numeric=False \(--static\)"):
+            analyze(Function(forward, w=(4, 4)), (x(2, 4),))
 
     def test_output_and_loss(self):
         with pytest.raises(ValueError, match=r"either output or loss"):

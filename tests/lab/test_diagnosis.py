@@ -474,6 +474,38 @@ class TestARunOfPretraining:
         with pytest.raises(ValueError, match=r"gone\.txt"):
             diagnose_run(copied)
 
+    @pytest.mark.parametrize("groups", [None, {}, {"head": {}}, {"head": {"lr": None}}])
+    def test_a_run_that_recorded_no_learning_rates(self, pretrained, tmp_path, groups):
+        copied = shutil.copytree(pretrained, tmp_path / "copied")
+        records = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+        changed = [{**record, "groups": groups} for record in records]
+        if groups is None:
+            changed = [{key: value for key, value in record.items() if key != "groups"} for record in records]
+        (copied / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
+        with pytest.raises(ValueError, match="has no learning rates of groups in its records"):
+            diagnose_run(copied)
+
+    def test_how_it_was_clipped_is_known(self, found):
+        assert (found.rates.clip, found.rates.two_sided) == (2.0, True)
+
+    def test_what_was_never_stepped_has_no_rates(self, pretrained):
+        recipe = PretrainRecipe.from_json(pretrained / "recipe.json")
+        still = {"eta": 0.0, "intrinsic_lr": 0.0, "param_norm": 1.0, "angular_update": 0.0, "effective_lr": 0.0}
+        assert diagnosis_run._recorded(recipe, [{"still": still}]) == ({}, {})
+
+    def test_the_last_record_may_have_no_groups(self, pretrained, found, tmp_path):
+        copied = shutil.copytree(pretrained, tmp_path / "copied")
+        records = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+        last = max(record["step"] for record in records if record["kind"] == "train")
+        more = {key: value for key, value in records[0].items() if key != "groups"} | {
+            "kind": "train",
+            "step": last + 1,
+        }
+        with (copied / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(more) + "\n")
+        again = diagnose_run(copied, batches=16)
+        assert [group.standing for group in again.groups] == [group.standing for group in found.groups]
+
 
 def test_the_python_of_the_guide_says_what_the_guide_says(capsys):
     page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")

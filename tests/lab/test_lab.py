@@ -394,6 +394,18 @@ class TestReferences:
         with pytest.raises(ValueError, match="is no run"):
             references_of_run(tmp_path)
 
+    @pytest.mark.parametrize("recipe", ["[1]", "{", '{"a": ' + "[" * 5000 + "]" * 5000 + "}"])
+    def test_a_recipe_that_is_no_recipe(self, recipe, tmp_path):
+        (tmp_path / "recipe.json").write_text(recipe)
+        with pytest.raises(ValueError, match="is no run"):
+            references_of_run(tmp_path)
+
+    @pytest.mark.parametrize("config", ["[1]", "[" * 5000 + "]" * 5000])
+    def test_a_configuration_that_is_none_leaves_the_name(self, config, tmp_path):
+        (tmp_path / "finetune.json").write_text(json.dumps({"model": "my-bert"}))
+        (tmp_path / "config.json").write_text(config)
+        assert set(references_of_run(tmp_path)) == {"sibert", "devlin2019bert", "loshchilov2019decoupled"}
+
 
 class TestCommands:
     def run(self, *arguments):

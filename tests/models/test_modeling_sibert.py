@@ -315,6 +315,16 @@ def test_errors_teach(config, batch):
         SibertConfig(classifier_pooling="max")
     with pytest.raises(StrictDataclassError, match="hidden_dropout_prob"):
         SibertConfig(hidden_dropout_prob=1.5)
+    for wrong, message in (
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 0, got -1"),
+        ({"type_vocab_size": -1}, "type_vocab_size must be at least 0, got -1"),
+        ({"initializer_range": -1.0}, r"initializer_range must be positive, got -1\.0"),
+        ({"initializer_range": 0.0}, r"initializer_range must be positive, got 0\.0"),
+        ({"classifier_dropout": 2}, r"classifier_dropout must be in \[0, 1\), got 2"),
+    ):
+        with pytest.raises(StrictDataclassError, match=message):
+            SibertConfig(**wrong)
+    SibertConfig(num_hidden_layers=0, type_vocab_size=0, classifier_dropout=None)
     with pytest.raises(StrictDataclassError, match="hidden_size"):
         SibertConfig(hidden_size="wide")
     with pytest.raises(ValueError, match=r"unknown size 'huge'.*base"):

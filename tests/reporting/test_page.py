@@ -206,6 +206,22 @@ def test_groups_whose_learning_rate_ends_at_zero_are_drawn(tmp_path):
     assert len(figures_of(Reader(page))) == 10
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": 1e308}, {"loss": -1.7e308}, {"groups": {"encoder": {"param_norm": 1.0, "intrinsic_lr": -1.0}}}],
+    ids=["huge", "huge and negative", "without a root"],
+)
+def test_numbers_that_cannot_be_drawn_leave_a_gap_and_no_warning(tmp_path, changes):
+    records = [train_record(1, **changes), train_record(2), train_record(3, **changes)]
+    page = render_page([load_run(write_run(tmp_path / "run", records))])
+    assert 'id="loss-by-step"' in page
+
+
+def test_half_a_surrogate_pair_in_a_name_is_written_as_a_question_mark(tmp_path):
+    run = write_run(tmp_path / "run", BARE, recipe={"note": "half \ud800 pair"})
+    assert "half ? pair" in write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_long_run_makes_no_heavy_page(tmp_path):
     run = load_run(write_run(tmp_path / "run", [train_record(step) for step in range(1, 8001)]))
     assert len(render_page([run])) < 1_000_000

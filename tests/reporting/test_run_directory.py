@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import numpy as np
@@ -83,6 +84,11 @@ def test_a_corrupt_line_elsewhere_is_an_error_that_names_file_and_line(tmp_path)
         ({"kind": "train"}, 'no whole-numbered "step", got None'),
         ({"kind": "train", "step": "3"}, "got '3'"),
         ({"kind": "eval", "step": 3, "loss": "low"}, "\"loss\" must be a number or null, got 'low'"),
+        ({"kind": "eval", "step": 3, "loss": 10**400}, '"loss" must be a number of float64, got a whole number'),
+        ({"kind": "train", "step": 10**400}, '"step" must be a number of float64, got a whole number'),
+        ({"kind": "train", "step": 2**63}, '"step" must be a count below 2^63 or null, got 9.22337e+18'),
+        ({"kind": "train", "step": 3, "tokens_seen": math.inf}, '"tokens_seen" must be a count below 2^63 or null'),
+        ({"kind": "train", "step": 3, "groups": {"a": {"skipped_steps": math.nan}}}, '"a.skipped_steps" must be'),
         ({"kind": "train", "step": 3, "groups": [1]}, '"groups" must map'),
         ({"kind": "train", "step": 3, "groups": {"encoder": {"eta": "x"}}}, "\"encoder.eta\" must be a number"),
     ],
@@ -150,6 +156,17 @@ def test_a_damaged_recipe_is_named_with_its_line(tmp_path):
         load_run(path)
     (path / "recipe.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(ValueError, match=r"recipe\.json: not UTF-8 text \(byte 7\)"):
+        load_run(path)
+
+
+@pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "1" * 5000])
+def test_what_json_cannot_hold_is_named_with_its_file(tmp_path, value):
+    path = write_run(tmp_path / "run")
+    (path / "recipe.json").write_text(f'{{"a": {value}}}')
+    with pytest.raises(ValueError, match=r"recipe\.json: cannot be read \("):
+        load_run(path)
+    path = write_run(tmp_path / "other", tail=f'{{"kind": {value}}}\n' + json.dumps(train_record(210)))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:25: not valid JSON"):
         load_run(path)
 
 

@@ -48,6 +48,11 @@ def test_what_a_run_does_not_say_is_none(tmp_path):
     assert summary.below_unigram is None
 
 
+def test_a_recipe_of_impossible_counts_does_not_say_them(tmp_path):
+    run = load_run(write_run(tmp_path / "run", recipe={"steps": 10**400, "batch_size": math.inf}))
+    assert (summarise(run).planned_steps, summarise(run).tokens_seen) == (None, None)
+
+
 def test_a_diverged_run_keeps_its_nan(tmp_path):
     records = [*default_records(), train_record(210, loss=float("nan")), eval_record(210, mlm_loss=None)]
     summary = summarise(load_run(write_run(tmp_path / "run", records)))

@@ -85,11 +85,15 @@ def _called(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {target}: {error}") from error
+    except Exception as error:  # a user's own file may raise anything
+        raise ValueError(f"cannot import {target}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    result = function()
+    try:
+        result = function()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ValueError(f"{target} has to return (model, inputs), but raises {said}") from error
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], nn.Module)):
         raise ValueError(f"{target} has to return (model, inputs), a torch.nn.Module and a tuple or dict")
     model, inputs = result

@@ -50,7 +50,7 @@ def analyze(
 
     Raises:
         ValueError: The module cannot be exported, has no parameters or integer or complex ones, is not deterministic,
-            or a name matches nothing.
+            cannot be computed with in float64 (see `numeric`), or a name matches nothing.
         TypeError: What is given is no module.
     """
     if not isinstance(module, nn.Module):

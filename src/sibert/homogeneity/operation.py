@@ -6,12 +6,16 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from .degree import Degree
 from .edge import Edge
 from .graph import Place
 from .linear_form import ZERO, LinearForm
+
+MOST_FACTORS = 1 << 16
+"""Unknown factors of one operation."""
 
 
 class Kind(StrEnum):
@@ -58,6 +62,7 @@ class Factor:
         reason: Why it does.
         condition: Node that decides about it: where that is true, the factor is 1.
         otherwise: The power of c that it is where the condition is false.
+        entry: Indices of the entry that it belongs to; None along axes along which it is the same.
     """
 
     forms: frozenset[LinearForm]
@@ -65,6 +70,7 @@ class Factor:
     reason: str
     condition: str = ""
     otherwise: LinearForm = ZERO
+    entry: tuple[int | None, ...] = ()
 
 
 @dataclass
@@ -107,36 +113,50 @@ class Operation:
     def unknown_factor(self, like: Edge, forms: Iterable[LinearForm], reason: str, condition: str = "") -> Degree:
         """The degree of positive factors, one for each entry of a tensor, that are 1 where some forms vanish.
 
-        Along each axis that the tensor varies along, one index stands for any, against the others.
+        Each has a variable of its own, for later operations may compare any entries. Where these would be too many,
+        the forms have to vanish.
         """
         several = list(forms)
-        forms = frozenset(form for form in several if form)
+        forms = frozenset(part for form in several for part in self._enough(form) if part)
         if not forms:
+            return Degree.uniform(ZERO, like.rank)
+        varying = [size > 1 and axis not in like.constant_along for axis, size in enumerate(like.shape)]
+        values = np.empty([n if one else 1 for n, one in zip(like.shape, varying, strict=True)], dtype=object)
+        if values.size > MOST_FACTORS:
+            self.equations += [Equation(form, Kind.RULE, self.place, reason) for form in forms]
             return Degree.uniform(ZERO, like.rank)
         if len(several) > 1:
             condition = ""
-        varying = [size > 1 and axis not in like.constant_along for axis, size in enumerate(like.shape)]
-        values = np.empty([1 + one for one in varying], dtype=object)
-        for position in range(values.size):
+        for index in np.ndindex(values.shape):
             number = -1 - len(self.factors)
-            self.factors[number] = Factor(forms, self.place, reason, condition, several[0])
-            values.reshape(-1)[position] = LinearForm.variable(number)
-        labels = [np.minimum(np.arange(n), 1) if one else None for n, one in zip(like.shape, varying, strict=True)]
+            entry = tuple(i if one else None for i, one in zip(index, varying, strict=True))
+            self.factors[number] = Factor(forms, self.place, reason, condition, several[0], entry)
+            values[index] = LinearForm.variable(number)
+        labels = [np.arange(n) if one else None for n, one in zip(like.shape, varying, strict=True)]
         return Degree(values, tuple(labels))
 
+    def _enough(self, form: LinearForm) -> Iterable[LinearForm]:
+        """Forms in the exponents of parameters: where these vanish, the form does."""
+        yield LinearForm({v: q for v, q in form.coefficients.items() if v >= 0})
+        for v in form.coefficients:
+            if v < 0:
+                yield from self.factors[v].forms
+
     def decided(self, edge: Edge, condition: str, is_true: bool) -> Edge:
-        """What is known of the entries at which a condition has a value: factors that it decides about."""
+        """What is known of the entries at which a condition has a value: factors that it decides about.
+
+        These are the entries' own factors. Others' have come there by moving entries about.
+        """
         if condition not in edge.decided_by:
             return edge
-        own = [v for v, factor in self.factors.items() if factor.condition == condition]
-
-        def known(form: LinearForm) -> LinearForm:
-            for v in own:
-                if q := form.coefficients.get(v):
-                    form += (ZERO if is_true else self.factors[v].otherwise) * q - LinearForm({v: q})
-            return form
-
-        return replace(edge, degree=edge.degree.map(known))
+        forms = edge.degree.forms.copy()
+        places = [_single_indices(label, n) for label, n in zip(edge.degree.labels, edge.shape, strict=True)]
+        for index, form in np.ndenumerate(edge.degree.forms):
+            entry = [own[i] for own, i in zip(places, index, strict=True)]
+            for v, q in form.coefficients.items():
+                if v < 0 and (factor := self.factors[v]).condition == condition and _is_at(factor.entry, entry):
+                    forms[index] += (ZERO if is_true else factor.otherwise) * q - LinearForm({v: q})
+        return replace(edge, degree=Degree.simplest(forms, edge.degree.labels))
 
     # Results ---------------------------------------------------------------------------------------------------
 
@@ -178,9 +198,15 @@ class Operation:
         along = edge.constant_axes_in(self.shape)
         return any(axes <= along for axes in self.ignored)
 
-    def added(self, edges: Sequence[Edge], reason: str) -> Degree:
-        """The degree of a sum, maximum or choice: that of all parts that matter, which has to be one."""
-        carrying = [edge for edge in edges if not edge.has_any_degree and not self.ignores(edge)]
+    def added(self, edges: Sequence[Edge], reason: str, is_sum: bool = False) -> Degree:
+        """The degree of a sum, maximum or choice: that of all parts that matter, which has to be one.
+
+        Args:
+            edges: The parts.
+            reason: Why their degrees have to be equal.
+            is_sum: The parts are added, so shifts that nobody notices do not matter.
+        """
+        carrying = [edge for edge in edges if not edge.has_any_degree and not (is_sum and self.ignores(edge))]
         exact = [edge for edge in carrying if not edge.saturates]
         if not exact:
             others = carrying or list(edges)
@@ -192,6 +218,18 @@ class Operation:
             if edge.saturates:
                 self.equal(degree, edge.degree, "a mask that stands for -inf is finite", Kind.SATURATION)
         return degree
+
+
+def _single_indices(label: NDArray[np.int64] | None, size: int) -> list[int | None]:
+    """For each class of the indices of an axis, the index that it consists of; None for those of several."""
+    label = np.zeros(size, dtype=np.int64) if label is None else label
+    _, first, counts = np.unique(label, return_index=True, return_counts=True)
+    return [int(i) if n == 1 else None for i, n in zip(first, counts, strict=True)]
+
+
+def _is_at(own: Sequence[int | None], entry: Sequence[int | None]) -> bool:
+    """A factor belongs to all entries of some classes of indices."""
+    return all(a is None or a == b for a, b in zip(own, entry, strict=True))
 
 
 def uniform(rank: int) -> Degree:

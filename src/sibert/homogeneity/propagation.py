@@ -23,6 +23,10 @@ LARGEST_CONSTANT = 1 << 22
 """Entries of a constant that is computed."""
 MOST_COMBINATIONS = 64
 RANDOM = {f"aten.{name}" for name in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}
+LOOKUPS = {f"aten.{name}" for name in ("embedding", "index", "index_select")}
+"""Two that take the same entries of the same tensor are one: what is not known of their indices is the same."""
+INDIFFERENT = {"dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
+"""Arguments that are given by name and that no degree depends on."""
 OF_WHOLE_NUMBERS = {f"aten.{name}" for name in ("neg", "add", "sub", "rsub", "mul", "div", "floor_divide", "ldexp")}
 """They map whole numbers that change with a rescaling to such."""
 MUTE = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "sym_size", "sym_numel"}
@@ -80,9 +84,12 @@ def propagate(graph: Graph, division: Division) -> System:
     edges: dict[fx.Node, Any] = {}
     factors: dict[int, Factor] = {}
     used: set[str] = set()
+    first = _first_of_equals(graph.nodes)
     for node in graph.nodes:
         if node.op == "placeholder":
             edges[node] = _placeholder(node, graph, parameters, used)
+        elif first[node] is not node and operation_name(node.target) in LOOKUPS:
+            edges[node] = edges[first[node]]
         elif node.op == "call_function":
             operation = Operation(node, place(node), equations, factors, ignored[node])
             edges[node] = _called(operation, edges, unsupported)
@@ -112,6 +119,20 @@ def without_factors(equations: Iterable[Equation], factors: Mapping[int, Factor]
                 factor = factors[v]
                 waiting += [Equation(form, equation.kind, factor.place, factor.reason) for form in factor.forms]
     return list(found)
+
+
+def _first_of_equals(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """For each node the first that computes the same: by the same operation from the same, and not at random."""
+    first: dict[fx.Node, fx.Node] = {}
+    seen: dict[Any, fx.Node] = {}
+    for node in nodes:
+        first[node] = node
+        name = operation_name(node.target) if node.op == "call_function" else ""
+        is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or "empty" in name
+        if node.target is operator.getitem or (name.startswith("aten.") and not is_random):
+            arguments = fx.node.map_arg((node.args, dict(node.kwargs)), first.__getitem__)
+            first[node] = seen.setdefault((node.target, repr(arguments)), node)
+    return first
 
 
 def _unknowns(graph: Graph, division: Division) -> tuple[dict[str, Degree], list[Variable], dict[str, Any]]:
@@ -182,7 +203,17 @@ def _applied(operation: Operation, name: str, args: Any, kwargs: Any, unsupporte
     if rule.is_pointwise and isinstance(edge, Edge):
         inherited = [one.decided_by for one in tensors([args, kwargs]) if one.shape == edge.shape]
         edge = replace(edge, decided_by=edge.decided_by.union(*inherited))
-    return _with_values(node, rule, edge, args, kwargs)
+    return _with_values(node, rule, _not_rounded(operation, edge), args, kwargs)
+
+
+def _not_rounded(operation: Operation, edge: Any) -> Any:
+    """Whole numbers and truth values cannot scale: a degree that one gets was rounded away (`sum(dtype=int64)`)."""
+    if isinstance(edge, list | tuple):
+        return tuple(_not_rounded(operation, one) for one in edge)
+    if not isinstance(edge, Edge) or edge.dtype.is_floating_point or edge.dtype.is_complex:
+        return edge
+    operation.zero(edge.degree, "rounding to whole numbers is not homogeneous")
+    return replace(edge, degree=edge.degree * 0)
 
 
 def _bound(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -190,15 +221,13 @@ def _bound(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tup
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return list(args), dict(kwargs)
-    positional, named = list(args), dict(kwargs)
+    positional, named = list(args), {name: value for name, value in kwargs.items() if name not in INDIFFERENT}
     for argument in [a for a in schema.arguments if not a.kwarg_only][len(args) :]:
         if argument.name in named:
             positional.append(named.pop(argument.name))
         elif argument.has_default_value():
             positional.append(argument.default_value)
-    if "alpha" in named or "beta" in named or "rounding_mode" in named or "value" in named:
-        return positional, named
-    return positional, {}
+    return positional, named
 
 
 def tensors(value: Any) -> list[Edge]:

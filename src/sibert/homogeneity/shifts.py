@@ -34,7 +34,8 @@ def ignored_shifts(nodes: Sequence[fx.Node], outputs: Mapping[str, fx.Node]) -> 
     ignored: dict[fx.Node, Sets] = {}
     for node in reversed(nodes):
         sets = NONE if node in ends else ALL
-        if not isinstance(node.meta.get("val"), Tensor):
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point():  # rounding does not keep a shift
             ignored[node] = NONE
             continue
         centred = _centred(node, kept)
@@ -85,20 +86,24 @@ def _rank(value: Any) -> int:
 
 def _axes(value: Any, dims: Any) -> frozenset[int]:
     several = dims if isinstance(dims, list | tuple) else [dims]
-    return frozenset(int(dim) % _rank(value) for dim in several)
+    return frozenset(int(dim) % max(_rank(value), 1) for dim in several)
 
 
 def _own_axis(node: fx.Node, position: int, sets: Sets) -> Sets:
     """Softmax and variance: along an axis or some."""
     if position:
         return NONE
-    dims = node.args[1] if len(node.args) > 1 else list(range(_rank(node.args[0])))
+    dims = node.args[1] if len(node.args) > 1 else None
+    if dims is None or isinstance(dims, bool) or dims == []:  # in `var(x, unbiased)`, the second is no axis
+        dims = list(range(_rank(node.args[0])))
     return frozenset({_axes(node.args[0], dims)})
 
 
 def _last_axes(node: fx.Node, position: int, sets: Sets) -> Sets:
     rank = _rank(node.args[0])
-    return NONE if position else frozenset({frozenset(range(rank - len(node.args[1]), rank))})  # type: ignore[arg-type]
+    if position or any(_is_statistic(user) for user in node.users):
+        return NONE
+    return frozenset({frozenset(range(rank - len(node.args[1]), rank))})  # type: ignore[arg-type]
 
 
 def _all_but_channels(node: fx.Node, position: int, sets: Sets) -> Sets:
@@ -161,12 +166,13 @@ def _linear(node: fx.Node, position: int, sets: Sets) -> Sets:
 
 
 def _matmul(node: fx.Node, position: int, sets: Sets) -> Sets:
-    """Constant along the rows of the first or the columns of the second argument."""
+    """Constant along the rows of the first or the columns of the second argument, and where the other has no batch."""
     rank = _rank(node)
     if any(_rank(argument) != rank for argument in node.args[:2]) or rank < 2:
         return NONE
-    lost = rank - 1 if position == 0 else rank - 2
-    return frozenset(axes for axes in sets if lost not in axes)
+    shape = node.args[1 - position].meta["val"].shape  # type: ignore[union-attr]
+    lost = {rank - 1 if position == 0 else rank - 2, *(axis for axis in range(rank - 2) if shape[axis] > 1)}
+    return frozenset(axes for axes in sets if not axes & lost)
 
 
 def _reshaped(node: fx.Node, position: int, sets: Sets) -> Sets:

@@ -6,6 +6,7 @@ time; time is counted in steps at the mean rate of it. Curvature is that of the 
 the learning rates of the last step.
 """
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,7 +66,7 @@ def diagnose_run(run: Path | str, batches: int = BATCHES) -> Diagnosis:
     model = _model(recipe, run).to(device).train()
     window, steps = _window(records)
     rates, standings = _recorded(recipe, window)
-    last = rates if isinstance(rates, Rates) else _recorded(recipe, [dict(records.train[-1]["groups"])])[0]
+    last = rates if isinstance(rates, Rates) else _recorded(recipe, [dict(records.train[-1].get("groups", {}))])[0]
     found = diagnose(
         model,
         lambda batch: model(**batch).loss,
@@ -124,9 +125,15 @@ def _batches(recipe: PretrainRecipe, run: Path) -> Iterator[dict[str, Tensor]]:
 
 def _window(run: Run) -> tuple[list[dict[str, dict[str, float]]], float]:
     """Groups as recorded at high learning rates, and the run's length in steps at their mean rate."""
-    name = next(iter(run.invariant_groups), next(iter(run.train[0]["groups"])))
+    name = next(iter(run.invariant_groups or run.train[0].get("groups", {})), "")
     steps, rates = run.group_curve(name, "lr")
-    high = [i for i, rate in enumerate(rates) if rate >= 0.5 * max(rates)]
+    if not (len(rates) and all(map(math.isfinite, rates))):
+        raise ValueError(
+            f"{run.path} has no learning rates of groups in its records, or some that are not finite: a diagnosis "
+            "needs them; give a run whose metrics.jsonl `sibert pretrain` wrote"
+        )
+    highest = max(rates)
+    high = [i for i, rate in enumerate(rates) if rate >= 0.5 * highest]
     later = high[len(high) // 2 :]
     mean = statistics.fmean(float(rates[i]) for i in later)
     lengths = [float(b - a) for a, b in zip([0.0, *steps[:-1]], steps, strict=True)]
@@ -146,16 +153,19 @@ def _recorded(
             return {}, {}
         return Rates("adamw" if name == "adamw" else "sgd", recipe.lr or TWIN_LR[name], decay), {}
     rates, standings = {}, {}
+    two_sided = recipe.two_sided
+    if two_sided is None:
+        two_sided = recipe.invariance != "joint" and recipe.clip is not None
     for group in {name: None for groups in window for name in groups}:
         seen = [groups[group] for groups in window if "param_norm" in groups.get(group, {})]
-        if not seen:
-            continue
+        if not any(one.get("eta") for one in seen):
+            continue  # it has never been stepped
 
         def values(key: str, seen: list[dict[str, float]] = seen) -> list[float]:
             return [one[key] for one in seen if key in one]
 
         gamma, eta = statistics.fmean(values("intrinsic_lr")), statistics.fmean(values("eta"))
-        rates[group] = one = Rates("sgd", eta, gamma / eta, clip=recipe.clip)
+        rates[group] = one = Rates("sgd", eta, gamma / eta, clip=recipe.clip, two_sided=two_sided)
         norm, squares = statistics.median(values("param_norm")), [a * a for a in values("angular_update")]
         balances = values("equilibrium_norm")
         standing = Standing(

@@ -167,7 +167,9 @@ def references_of_run(run: Path) -> Sequence[str]:
     names = [name for name in ("recipe.json", "finetune.json") if (run / name).is_file()]
     try:
         recipe: dict[str, Any] = json.loads((run / (names or ["recipe.json"])[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(recipe, dict):
+            raise TypeError(f"expected a JSON object, got {type(recipe).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{run} is no run: it has no readable recipe.json or finetune.json") from error
     keys = ["sibert"]
     model = _architecture(run, recipe) if names == ["finetune.json"] else str(recipe.get("model", "sibert"))
@@ -193,6 +195,6 @@ def _architecture(run: Path, recipe: dict[str, Any]) -> str:
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             return str(config["model_type"]).lower()
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # the run is not finished, or the model is on the hub
     return Path(name).name.lower()

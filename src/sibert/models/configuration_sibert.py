@@ -109,15 +109,17 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def validate_widths(self) -> None:
         """Check the relations between the fields."""
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
+        for name, least in (
+            ("vocab_size", 1),
+            ("hidden_size", 1),
+            ("num_hidden_layers", 0),
+            ("num_attention_heads", 1),
+            ("intermediate_size", 1),
+            ("max_position_embeddings", 1),
+            ("type_vocab_size", 0),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
@@ -128,10 +130,11 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
                 "the width of a head, hidden_size / num_attention_heads, must be even, for positions turn pairs of "
                 f"features; got {self.hidden_size} / {self.num_attention_heads}"
             )
-        if not self.rope_theta > 0:
-            raise ValueError(f"rope_theta must be positive, got {self.rope_theta}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("rope_theta", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
     def validate_classifier_pooling(self) -> None:

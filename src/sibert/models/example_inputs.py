@@ -26,11 +26,17 @@ def model_of_folder(folder: Path, *, head: bool = False) -> tuple[nn.Module, dic
         The model in evaluation mode, and its inputs by name.
 
     Raises:
-        ValueError: If the folder has no configuration, or none that transformers knows.
+        ValueError: If the folder has no configuration, or none of which transformers can build a model.
     """
     config = config_of_folder(folder)
     kind = class_of(config.architectures) if head else AutoModel
-    model: PreTrainedModel = kind.from_config(config) if kind is AutoModel else kind(config)
+    try:
+        model: PreTrainedModel = kind.from_config(config) if kind is AutoModel else kind(config)
+    except Exception as error:  # whatever a layer raises that cannot be of these sizes
+        raise ValueError(
+            f"no model can be built of {folder / 'config.json'}: {type(error).__name__}: {error}; mend what it says "
+            "there, or save the model again"
+        ) from error
     if not head and getattr(model, "pooler", None) is not None:
         model.pooler = None  # what it gives is no part of the encoder
     return model.eval(), example_inputs(model)
@@ -43,22 +49,28 @@ def config_of_folder(folder: Path) -> PreTrainedConfig:
         folder: A run, or any folder with the `config.json` of a model that transformers knows.
 
     Raises:
-        ValueError: If the folder has no configuration, or none that transformers knows.
+        ValueError: If the folder has no configuration, or none that transformers knows and accepts.
     """
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json: give a finished run, or a folder with a model of transformers")
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no valid JSON ({error}): save the model again") from error
     kind = description.get("model_type") if isinstance(description, dict) else None
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ValueError(
             f"{file} has model_type {kind!r}, which transformers {transformers.__version__} does not know: update it, "
             "or give package.module:function"
         )
-    return AutoConfig.from_pretrained(folder)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # what checks the fields raises errors of its own
+        raise ValueError(
+            f"{file} is no configuration of {kind}: {type(error).__name__}: {error}; mend what it says there, or save "
+            "the model again"
+        ) from error
 
 
 def class_of(architectures: Sequence[str] | None) -> Any:
@@ -96,8 +108,9 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     text = config.get_text_config()
     if name == "input_ids":
-        high = text.vocab_size
-        inputs["input_ids"] = torch.randint(min(5, high - 1), high, (BATCH, LENGTH), generator=generator)
+        high, positions = text.vocab_size, getattr(text, "max_position_embeddings", None) or LENGTH
+        length = min(LENGTH, positions) if positions > 0 else LENGTH  # some say -1 where there is no limit
+        inputs["input_ids"] = torch.randint(min(5, high - 1), high, (BATCH, length), generator=generator)
         if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = inputs["input_ids"].flip(0)
     if name == "pixel_values" or hasattr(config, "vision_config"):

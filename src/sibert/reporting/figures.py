@@ -5,7 +5,7 @@ Symbols in the captions: x the parameters of a scale-invariant group, g their gr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from sibert.reporting.run_directory import Curve, Run
 _LOSS_HEADROOM = 1.1
 # A smoothing window is this share of a run; predictions get a wider one, being made from single gradients.
 _WINDOW, _PREDICTION_WINDOW = 1 / 30, 1 / 12
+# Beyond it axes overflow; no run that still trains has such numbers.
+_LARGEST = 1e100
 _TIME_UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 _BYTE_UNITS = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes"))
 
@@ -60,7 +62,7 @@ def loss_figure(runs: Sequence[Run], names: Sequence[str], over: str = "step") -
         lines += [Line(index, "training loss, smoothed", x, _smooth(y))]
         lines += [Line(index, "validation loss", *run.evaluation_curve("mlm_loss", "loss", over=over), "dots")]
     entropies = _entropy_lines(runs, over)
-    levels = [float(line.y[0]) for line in lines if len(line.y) and np.isfinite(line.y[0])]
+    levels = [float(line.y[0]) for line in lines if len(line.y) and 0 < line.y[0] < _LARGEST]
     levels += [float(line.y[-1]) for line in entropies]
     highest = max((float(np.max(line.y, initial=0.0, where=np.isfinite(line.y))) for line in lines), default=0.0)
     top = _LOSS_HEADROOM * max(levels) if levels and highest > _LOSS_HEADROOM * max(levels) else None
@@ -285,11 +287,9 @@ def _figure(
     key: str, title: str, caption: str, panels: Sequence[Panel], names: Sequence[str],
     styles: Sequence[tuple[Style, str]], x_label: str = "step",
 ) -> Figure | None:  # fmt: skip
-    """Draw the panels that have a finite point; ``None`` if none has."""
-    panels = [
-        Panel(panel.unit, [line for line in panel.lines if np.isfinite(line.y).any()], panel.from_zero, panel.top)
-        for panel in panels
-    ]
+    """Draw the panels that have a point within what can be drawn; ``None`` if none has."""
+    panels = [replace(panel, lines=[_gaps(line) for line in panel.lines]) for panel in panels]
+    panels = [replace(panel, lines=[line for line in panel.lines if np.isfinite(line.y).any()]) for panel in panels]
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         return None
@@ -303,6 +303,10 @@ def _figure(
         tuple(pair for pair in styles if pair[0] in drawn),
         tuple(sorted({line.run for line in lines if line.run is not None})),
     )
+
+
+def _gaps(line: Line) -> Line:
+    return replace(line, y=np.where(np.abs(line.y) < _LARGEST, line.y, np.nan))
 
 
 def _smooth(values: Array) -> Array:

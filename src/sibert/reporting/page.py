@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sibert.reporting.canvas import COLOURS, colour_of, plain_number
 from sibert.reporting.figures import Figure, cost_figures, group_figures, loss_figure, overview_figures
 from sibert.reporting.run_directory import Run, first_number, load_run
@@ -58,7 +60,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
+        # A name may hold half of a surrogate pair, of a folder's bytes or of JSON, which UTF-8 has no place for.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
         os.replace(temporary, out)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -70,6 +73,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     return out
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows or has no root is not finite, and leaves a gap
 def render_page(runs: Sequence[Run]) -> str:
     """The page as text; the same runs give the same text.
 

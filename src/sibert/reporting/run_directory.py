@@ -6,6 +6,7 @@ Any other damage is an error that names file and line: a curve with silent holes
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ _NUMBERS = (
     "targets",
     "unigram_entropy",
 )
+_COUNTS = ("step", "tokens_seen", "skipped_steps")
+# More than anything counts; sums and products of such numbers fit into float64.
+COUNT_LIMIT = 2**63
 
 Record = Mapping[str, Any]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -172,6 +176,8 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}:{error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists of too many levels
+        raise ValueError(f"{file}: cannot be read ({error}); mend it") from error
     if not isinstance(value, dict):
         raise ValueError(f"{file}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -186,7 +192,7 @@ def _read_metrics(file: Path, notes: list[str]) -> list[dict[str, Any]]:
     for number, line in lines:
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             if number == lines[-1][0]:
                 notes.append(f"the last line of {file.name} (line {number}) is half-written and was left out")
                 continue
@@ -217,6 +223,10 @@ def _check_record(record: Any, where: str) -> None:
     for key, value in measured:
         if value is not None and not isinstance(value, (int, float)):
             raise ValueError(f'{where}: "{key}" must be a number or null, got {value!r}')
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f'{where}: "{key}" must be a number of float64, got a whole number beyond 1e308')
+        if value is not None and key.rpartition(".")[2] in _COUNTS and not abs(value) < COUNT_LIMIT:
+            raise ValueError(f'{where}: "{key}" must be a count below 2^63 or null, got {value:g}')
 
 
 def _drop_superseded(records: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sibert.reporting.run_directory import Run, as_number, first_number
+from sibert.reporting.run_directory import COUNT_LIMIT, Run, as_number, first_number
 
 # The last train loss is a mean over this share of the log entries: one batch alone is too noisy to compare runs by.
 FINAL_SHARE = 0.05
@@ -106,7 +106,7 @@ def _text(run: Run, key: str) -> str | None:
 
 
 def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return int(value) if isinstance(value, (int, float)) and abs(value) < COUNT_LIMIT else None
 
 
 def _largest(run: Run, key: str) -> int | None:

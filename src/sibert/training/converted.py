@@ -116,7 +116,7 @@ def is_converted(folder: Path) -> bool:
         return False
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no valid JSON ({error}): save the model again") from error
     return isinstance(description, dict) and description.get("model_type") == CONVERTED_TYPE
 

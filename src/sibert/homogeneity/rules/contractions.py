@@ -43,7 +43,7 @@ def with_bias(op: Operation, degree: Degree, bias: Edge | None, like: Edge, **fa
     if bias is None:
         return op.edge(degree, **facts)
     product = Edge(op.shape, like.dtype, degree, facts.get("values"))
-    return op.edge(op.added([product, bias], BIAS))
+    return op.edge(op.added([product, bias], BIAS, is_sum=True))
 
 
 def zero_if(*edges: Edge) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def addmm(op: Operation, x: Edge, a: Edge, b: Edge, beta: float = 1, alpha: floa
     axes = ("" if op.place.operation == "addbmm" else batch) + ("xz" if b.rank > 1 else "x")
     degree = contract(op, a.degree, batch + "xy", b.degree, batch + ("yz" if b.rank > 1 else "y"), axes)
     product = Edge(op.shape, a.dtype, degree, zero_if(a, b).get("values"))
-    return op.edge(op.added([product] if beta == 0 else [product, x], BIAS))
+    return op.edge(op.added([product] if beta == 0 else [product, x], BIAS, is_sum=True))
 
 
 @rule("einsum", reason="a sum of products")
@@ -182,7 +182,7 @@ def convolve(op: Operation, x: Edge, weight: Edge, bias: Edge | None, groups: in
         spread = spread.insert(spread.rank)
     product = Edge(op.shape, x.dtype, result, zero_if(x, weight).get("values"))
     shape = (*bias.shape, *(1,) * (weight.rank - 2))
-    return op.edge(op.added([product, Edge(shape, bias.dtype, spread, bias.values)], BIAS))
+    return op.edge(op.added([product, Edge(shape, bias.dtype, spread, bias.values)], BIAS, is_sum=True))
 
 
 @rule("conv1d", "conv2d", "conv3d", reason="linear in the input and in the kernel")

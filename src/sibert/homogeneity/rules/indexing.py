@@ -16,26 +16,26 @@ LABELLED = "which entry is chosen depends on the data, so all need one degree"
 
 
 def chosen(op: Operation, x: Edge, axis: int, index: Edge) -> Degree:
-    """Entries of an axis at the indices of a tensor, whose axes take its place."""
-    if not x.degree.varies(axis):
-        degree = x.degree.drop(axis)
-        for _ in range(index.rank):
-            degree = degree.insert(axis)
+    """Entries of an axis at the indices of a tensor, whose axes take its place.
+
+    Where the indices are no constants, each place has the degree of the first entry times a factor of its own, of which
+    nothing is known: what treats each place alone may remove it, and nothing else does.
+    """
+    shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    if x.degree.varies(axis) and index.constant is not None:
+        flat = (*x.shape[:axis], int(np.prod(index.shape)), *x.shape[axis + 1 :])
+        places = index.constant.reshape(-1).numpy() % x.shape[axis]
+        return x.degree.take(axis, places).reshape(flat, shape)
+    first, differences = x.degree.spread(axis)
+    degree = first.drop(axis)
+    for _ in range(index.rank):
+        degree = degree.insert(axis)
+    if not differences:
         return degree
-    flat = (*x.shape[:axis], int(np.prod(index.shape)), *x.shape[axis + 1 :])
-    degree = x.degree.take(axis, indices(x, axis, index))
-    return degree.reshape(flat, (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
-
-
-def indices(x: Edge, axis: int, index: Edge) -> Any:
-    """The indices where they are constants; otherwise such that every class of the axis occurs, in no order."""
-    if index.constant is not None:
-        return index.constant.reshape(-1).numpy() % x.shape[axis]
-    label = x.degree.labels[axis]
-    assert label is not None
-    representatives = np.unique(label, return_index=True)[1]
-    count = int(np.prod(index.shape))
-    return representatives[np.random.default_rng(0).permutation(count) % len(representatives)]
+    along = {i + (i > axis) * (index.rank - 1) for i in range(x.rank) if i != axis and not x.degree.varies(i)}
+    along |= {axis + i for i in index.constant_along}
+    like = Edge(shape, x.dtype, degree, constant_along=frozenset(along))
+    return degree + op.unknown_factor(like, differences, LABELLED)
 
 
 @rule("embedding", reason="rows of a table")
@@ -104,8 +104,8 @@ def take(op: Operation, x: Edge, place: Edge) -> Edge:
     *("scatter_reduce", "masked_scatter", "put"),
     reason="a tensor of which entries are replaced, or to which others are added",
 )
-def scatter(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
-    """Equal degrees of old and new."""
+def scatter(op: Operation, x: Edge, *arguments: Any, alpha: float = 1, reduce: str = "", **__: Any) -> Edge:
+    """Equal degrees of old and new; what some entries are multiplied by may not scale."""
     name = op.place.operation
     position = {"index_put": 1, "_unsafe_index_put": 1, "masked_scatter": 1, "put": 1}.get(name, 2)
     new = arguments[position]
@@ -114,11 +114,15 @@ def scatter(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
     if name == "scatter_reduce" and arguments[3] == "prod":
         op.zero(new.degree, "products of different numbers of entries")
     a, b = (op.same_along(edge.degree, range(edge.rank), EQUAL) for edge in (x, new))
+    is_nonnegative = x.is_nonnegative and new.is_nonnegative and alpha >= 0
+    if reduce == "multiply":
+        op.zero(b, "some entries are multiplied by it, others not")
+        return op.edge(a, is_nonnegative=is_nonnegative)
     edges = [
         Edge(op.shape, x.dtype, Degree.uniform(one.form, op.rank), edge.values) for one, edge in ((a, x), (b, new))
     ]
     degree = op.added(edges, "a tensor and what is put into it need equal degrees")
-    return op.edge(degree, is_nonnegative=x.is_nonnegative and new.is_nonnegative)
+    return op.edge(degree, is_nonnegative=is_nonnegative)
 
 
 @rule("searchsorted", "bucketize", reason="counts and places")

@@ -10,7 +10,8 @@ from torch import fx
 from ..degree import Degree
 from ..edge import Edge
 from ..linear_form import ZERO
-from ..operation import Kind, Operation
+from ..operation import Operation
+from .constants import epsilon_kind
 from .contractions import BIAS
 from .registry import rule
 
@@ -22,7 +23,7 @@ def normalised(op: Operation, x: Edge, axes: Sequence[int], eps: float | None) -
     degree = op.same_along(x.degree, axes, EQUAL)
     value = torch.finfo(x.dtype).eps if eps is None else eps
     if value > 0 and not x.has_any_degree:
-        op.zero(degree, f"the normalisation adds {value:g} to a variance that scales", Kind.EPSILON, value)
+        op.zero(degree, f"the normalisation adds {value:g} to a variance that scales", epsilon_kind(value), value)
     return Degree.uniform(ZERO, x.rank)
 
 
@@ -33,7 +34,7 @@ def affine(op: Operation, degree: Degree, weight: Edge | None, bias: Edge | None
     if bias is None:
         return degree
     product = Edge(like.shape, like.dtype, degree.lift(like.rank))
-    return op.added([product, bias], BIAS)
+    return op.added([product, bias], BIAS, is_sum=True)
 
 
 def along_channels(edge: Edge | None, rank: int) -> Edge | None:

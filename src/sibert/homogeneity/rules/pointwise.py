@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import fx
 
 from ..edge import Edge
 from ..operation import Kind, Operation, uniform
+from .constants import LARGEST_EPSILON, no_mask
 from .registry import put, rule
 
 Operand = Edge | float | int | bool
@@ -24,7 +25,6 @@ POSITIVELY_HOMOGENEOUS = {
     "clone": "a copy",
     "alias": "the same tensor",
     "detach": "the same tensor",
-    "nan_to_num": "the identity on finite numbers",
 }
 NONNEGATIVE = {"relu", "abs", "square", "sigmoid", "exp", "exp2", "softplus", "relu6", "hardsigmoid"}
 INHOMOGENEOUS = {
@@ -139,6 +139,22 @@ def shared_axes(op: Operation, edges: Sequence[Edge]) -> frozenset[int]:
     return frozenset.intersection(*(edge.constant_axes_in(op.shape) for edge in edges))
 
 
+@rule("nan_to_num", reason="the identity on finite numbers", is_pointwise=True)
+def nan_to_num(
+    op: Operation, x: Edge, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Edge:
+    """Zeros and the largest numbers are left alone by a rescaling, and other numbers are not."""
+    largest = torch.finfo(op.result.dtype).max if op.result.is_floating_point() else inf
+    given = [value for value in (nan, posinf, neginf) if value is not None]
+    if strange := [value for value in given if value != 0 and abs(value) < largest]:
+        if not x.has_any_degree:
+            op.zero(x.degree, f"{strange[0]:g} takes the place of what is not finite and does not scale")
+        return op.edge(constant_along=x.constant_along)
+    positive = x.is_nonnegative and all(value >= 0 for value in (nan or 0.0, posinf or 0.0))
+    degree = uniform(op.rank) if x.has_any_degree else x.degree
+    return op.edge(degree, is_nonnegative=positive, constant_along=x.constant_along)
+
+
 @rule("_to_copy", reason="conversion keeps the value of a number", is_pointwise=True)
 def convert(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
     """A number stays what it is; whole numbers and truth values do not scale."""
@@ -151,20 +167,25 @@ def convert(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
 
 @rule("add", "sub", "rsub", reason="c^k x + c^k y = c^k (x + y)", is_pointwise=True)
 def add(op: Operation, x: Operand, y: Operand, alpha: float = 1) -> Edge:
-    """Equal degrees; a positive constant added to what is never negative is an epsilon."""
+    """Equal degrees; a small positive constant added to what is never negative is an epsilon.
+
+    Negative numbers that are added to some entries alone, 0 to the others, are a mask.
+    """
     name = op.place.operation
     edges = operands(op, (x, y))
+    is_mask = [name != "rsub" and alpha == 1, name == "add" and alpha == 1]
+    edges = [e if one and e.values and 0.0 in e.values else no_mask(e) for e, one in zip(edges, is_mask, strict=True)]
     is_sum = name == "add" and alpha > 0 and all(edge.is_nonnegative for edge in edges)
     along = shared_axes(op, edges)
-    if is_sum and (few := [edge for edge in edges if _is_positive_number(edge)]) and len(few) == 1:
+    if is_sum and (few := [edge for edge in edges if _is_epsilon(edge)]) and len(few) == 1:
         other = next(edge for edge in edges if edge is not few[0])
         return op.edge(_epsilon(op, other, few[0]), is_nonnegative=True, constant_along=along)
     reason = "a sum needs equal degrees" if name == "add" else "a difference needs equal degrees"
-    return op.edge(op.added(edges, reason), is_nonnegative=is_sum, constant_along=along)
+    return op.edge(op.added(edges, reason, is_sum=True), is_nonnegative=is_sum, constant_along=along)
 
 
-def _is_positive_number(edge: Edge) -> bool:
-    return edge.values is not None and len(edge.values) == 1 and min(edge.values) > 0 and isfinite(max(edge.values))
+def _is_epsilon(edge: Edge) -> bool:
+    return edge.values is not None and len(edge.values) == 1 and 0 < min(edge.values) <= LARGEST_EPSILON
 
 
 def _epsilon(op: Operation, x: Edge, number: Edge) -> Any:
@@ -235,14 +256,14 @@ def lerp(op: Operation, x: Operand, y: Operand, weight: Operand) -> Edge:
 def addcmul(op: Operation, x: Edge, y: Edge, z: Edge, value: float = 1) -> Edge:
     """The product has the degree of what it is added to."""
     product = Edge(op.shape, x.dtype, y.degree + z.degree)
-    return op.edge(op.added([x, product], "a sum needs equal degrees"))
+    return op.edge(op.added([x, product], "a sum needs equal degrees", is_sum=True))
 
 
 @rule("addcdiv", reason="x + value y / z", is_pointwise=True)
 def addcdiv(op: Operation, x: Edge, y: Edge, z: Edge, value: float = 1) -> Edge:
     """The quotient has the degree of what it is added to."""
     product = Edge(op.shape, x.dtype, y.degree - z.degree)
-    return op.edge(op.added([x, product], "a sum needs equal degrees"))
+    return op.edge(op.added([x, product], "a sum needs equal degrees", is_sum=True))
 
 
 # Powers ----------------------------------------------------------------------------------------------------------
@@ -265,7 +286,7 @@ def power(op: Operation, x: Operand, exponent: Operand) -> Edge:
     """A constant exponent multiplies the degree; otherwise neither may scale."""
     base, p = operands(op, (x, exponent))
     along = shared_axes(op, [base, p])
-    if p.values is not None and len(p.values) == 1:
+    if p.values is not None and len(p.values) == 1 and isfinite(min(p.values)):
         value = Fraction(next(iter(p.values))).limit_denominator(10**6)
         positive = base.is_nonnegative or (value.denominator == 1 and value.numerator % 2 == 0)
         return op.edge(base.degree * value, is_nonnegative=positive, constant_along=along)
@@ -284,7 +305,7 @@ def extremum(op: Operation, x: Operand, y: Operand) -> Edge:
     along = shared_axes(op, edges)
     is_maximum = "max" in op.place.operation
     for one, other in ((a, b), (b, a)):
-        if is_maximum and _is_positive_number(one) and other.is_nonnegative:
+        if is_maximum and _is_epsilon(one) and other.is_nonnegative:
             return op.edge(_epsilon(op, other, one), is_nonnegative=True, constant_along=along)
     some, every = any(e.is_nonnegative for e in edges), all(e.is_nonnegative for e in edges)
     degree = op.added(edges, "a maximum or minimum needs equal degrees")
@@ -300,11 +321,11 @@ def clamp(op: Operation, x: Edge, low: Operand | None = None, high: Operand | No
     is_nonnegative = x.is_nonnegative
     degree = x.degree
     for bound, is_low in zip(bounds, [low is not None, False], strict=False):
-        if is_low and _is_positive_number(bound) and x.is_nonnegative:
+        if is_low and _is_epsilon(bound) and x.is_nonnegative:
             degree = _epsilon(op, x, bound)
         else:
             degree = op.added([x, bound], "a bound other than 0 does not scale")
-        is_nonnegative = is_nonnegative or (is_low and bound.is_nonnegative)
+        is_nonnegative = is_nonnegative or bound.is_nonnegative if is_low else is_nonnegative and bound.is_nonnegative
     return op.edge(degree, is_nonnegative=is_nonnegative, constant_along=shared_axes(op, [x, *bounds]))
 
 

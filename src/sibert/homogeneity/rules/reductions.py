@@ -8,7 +8,8 @@ import torch
 
 from ..degree import Degree
 from ..edge import Edge
-from ..operation import Kind, Operation
+from ..operation import Operation
+from .constants import epsilon_kind
 from .registry import rule
 
 Axes = int | Sequence[int] | None
@@ -46,7 +47,7 @@ def homogeneous_reduction(op: Operation, x: Edge, dim: Axes = None, *_: Any, **_
 
 
 @rule("aminmax", reason="two entries of x")
-def both_extrema(op: Operation, x: Edge, *_: Any, dim: int | None = None, **__: Any) -> tuple[Edge, Edge]:
+def both_extrema(op: Operation, x: Edge, *, dim: int | None = None, **__: Any) -> tuple[Edge, Edge]:
     """Both keep the degree."""
     degree = reduce(op, x, dim, op.result[0])
     return op.part(op.result[0], degree), op.part(op.result[1], degree)
@@ -77,8 +78,8 @@ def index_of_entry(op: Operation, x: Edge, dim: int | None = None, *_: Any, **__
 def sort(op: Operation, x: Edge, *arguments: Any, **options: Any) -> Any:
     """Entries keep their degree; indices have none."""
     position = 1 if op.place.operation == "topk" else 0
-    axis = arguments[position] if len(arguments) > position else -1
-    degree = op.same_along(x.degree, [x.axis(axis if isinstance(axis, int) else -1)], EQUAL)
+    axis = options.get("dim", arguments[position] if len(arguments) > position else -1)
+    degree = op.same_along(x.degree, [x.axis(axis)], EQUAL)
     return op.part(op.result[0], degree, is_nonnegative=x.is_nonnegative), op.part(op.result[1])
 
 
@@ -129,12 +130,15 @@ def _number(order: Any) -> Any:
 def cumulative(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Any:
     """Sums and extrema keep the degree. In a product, it grows from entry to entry, so it has to be 0."""
     name = op.place.operation
-    axis = x.axis(arguments[0] if arguments else -1)
+    axis = x.axis(arguments[1 if name == "diff" else 0])
     if name in ("cumprod", "logcumsumexp"):
         why = "entry i has i times the degree" if name == "cumprod" else "log(sum(exp)) is not homogeneous"
         op.zero(x.degree, why)
         return op.edge(is_nonnegative=x.is_nonnegative and name == "cumprod")
     degree = op.same_along(x.degree, [axis], EQUAL)
+    for joined in arguments[2:] if name == "diff" else ():  # what is put before and behind
+        if joined is not None and not joined.has_any_degree:
+            op.equal(degree, op.same_along(joined.degree, [axis], EQUAL), EQUAL)
     if isinstance(op.result, torch.Tensor):
         return op.edge(degree, is_nonnegative=x.is_nonnegative and name != "diff")
     return op.part(op.result[0], degree, is_nonnegative=x.is_nonnegative), op.part(op.result[1])
@@ -205,16 +209,17 @@ def cosine_similarity(op: Operation, x: Edge, y: Edge, dim: int = 1, eps: float 
     for one in (x, y):
         degree = op.same_along(one.degree, [one.axis(dim)], EQUAL)
         if eps > 0:
-            op.zero(degree, f"norms below {eps:g} are replaced by it", Kind.EPSILON, eps)
+            op.zero(degree, f"norms below {eps:g} are replaced by it", epsilon_kind(eps), eps)
     return op.edge()
 
 
 @rule("pairwise_distance", "cdist", "dist", reason="norm(c x - c y) = c norm(x - y)")
-def distance(op: Operation, x: Edge, y: Edge, *_: Any, **__: Any) -> Edge:
-    """Equal degrees, which are kept; `pairwise_distance` adds an epsilon to x - y."""
+def distance(op: Operation, x: Edge, y: Edge, order: float = 2, eps: float | None = None, *_: Any) -> Edge:
+    """Equal degrees, which are kept but for order 0, which counts; `pairwise_distance` adds an epsilon to x - y."""
     a = op.same_along(x.degree, range(x.rank), EQUAL)
     b = op.same_along(y.degree, range(y.rank), EQUAL)
     op.equal(Degree.uniform(a.form, 0), Degree.uniform(b.form, 0), "a distance needs equal degrees")
-    if op.place.operation == "pairwise_distance":
-        op.zero(a, "an epsilon is added to the difference", Kind.EPSILON, 1e-6)
-    return op.edge(Degree.uniform(a.form, op.rank), is_nonnegative=True)
+    if op.place.operation == "pairwise_distance" and eps:
+        op.zero(a, f"{eps:g} is added to the difference", epsilon_kind(abs(eps)), eps)
+    degree = Degree.uniform(a.form, op.rank)
+    return op.edge(degree * 0 if order == 0 else degree, is_nonnegative=True)
