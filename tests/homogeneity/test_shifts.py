@@ -140,3 +140,9 @@ def test_more_unknown_factors_than_are_followed_have_to_be_1(monkeypatch: pytest
     report = analyzed(lambda m, t: unit(rows(m, t)), {"w": (5, 6), "v": (5, 6)})
     assert [report.verdict(names) for names in ("w", ["w", "v"])] == [Verdict.NOT_PROVED, Verdict.EXACT]
     assert report.blockers("w")[0].place.operation == "where"
+
+
+@pytest.mark.parametrize("drawn", [torch.rand_like, torch.randn_like])
+def test_random_entries_differ_also_where_they_are_shaped_like_what_is_constant(drawn: Callable[..., Tensor]) -> None:
+    module = Function(lambda m, t: (t @ m.w + m.b * drawn(m.b.expand(4, 6))).softmax(-1), w=(5, 6), b=(4, 1))
+    assert analyze(module, (x(4, 5),), numeric=False).verdict("b") is not Verdict.EXACT

@@ -222,7 +222,8 @@ class Operation:
 
 def _single_indices(label: NDArray[np.int64] | None, size: int) -> list[int | None]:
     """For each class of the indices of an axis, the index that it consists of; None for those of several."""
-    label = np.zeros(size, dtype=np.int64) if label is None else label
+    if label is None:
+        return [0 if size == 1 else None]
     _, first, counts = np.unique(label, return_index=True, return_counts=True)
     return [int(i) if n == 1 else None for i, n in zip(first, counts, strict=True)]
 

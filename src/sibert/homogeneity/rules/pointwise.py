@@ -114,6 +114,8 @@ def _needs_degree_0(op: Operation, x: Edge, *_: Any, **__: Any) -> Any:
 
 def _erase(op: Operation, x: Edge, *arguments: Any, **__: Any) -> Edge:
     kind = op.place.operation.removeprefix("new_").removesuffix("_like")
+    if kind in ("rand", "randn", "empty"):  # entries of their own, also along an axis that x is expanded along
+        return op.edge()
     if kind not in FILLED:
         return op.edge(constant_along=x.constant_along)
     value = FILLED[kind] if kind != "full" else arguments[-1]
