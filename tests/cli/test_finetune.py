@@ -136,7 +136,7 @@ def test_a_number_that_is_none(model, rows, tmp_path, run):
         (("{model}", "--task", "classification", "--data", "{data}", "--grid", "x=1"), "--grid takes NAME=VALUE"),
         (("{model}", "--task", "classification", "--data", "{data}", "--epochs", "0"), "epochs must be positive"),
         (("{model}", "--task", "classification", "--resume", "{empty}"), "--resume takes no other option, got"),
-        (("--resume", "{empty}"), "is no fine-tuning run: it has no finetune.json"),
+        (("--resume", "{empty}"), "is not a fine-tuning run: it has no finetune.json"),
     ],
 )
 def test_mistakes(words, message, model, data, tmp_path, run):

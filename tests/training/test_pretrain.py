@@ -17,6 +17,7 @@ from sibert.data import CorpusReport
 from sibert.models import INVARIANCES, SibertConfig, SibertForMaskedLM
 from sibert.optim import build_optimizer
 from sibert.training import PretrainRecipe, PretrainTrainer, build_model, fill_masks, run_pretraining
+from sibert.training.finetune_recipe import FinetuneRecipe
 from sibert.training.pretrain import build_training_optimizer, describe
 from tests.assertions import relative_change, scaled
 from tests.training.runs import losses, records, weights
@@ -148,6 +149,24 @@ def test_accumulation_gives_the_step_of_one_large_batch(recipe, tmp_path):
         assert list(four.values()) == pytest.approx(list(one.values()), rel=1e-4)
         a, b = weights(tmp_path / f"one-{pairs}"), weights(tmp_path / f"four-{pairs}")
         assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-4) for name in a)
+
+
+@pytest.mark.parametrize("kind", [PretrainRecipe, FinetuneRecipe])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "expected a JSON object, got list"),
+        ('{"model": ', "is not valid JSON"),
+        ('{"stepz": 3}', "has unknown options: stepz"),
+        ('{"model": "bert", "task": "sst2", "batch_size": "8"}', "of the wrong type .*: numbers stand without quotes"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read(kind, text, message, tmp_path):
+    if kind is PretrainRecipe:
+        text = text.replace('"task": "sst2", ', "")
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        kind.from_json(tmp_path / "recipe.json")
 
 
 def test_of_a_stream_nothing_is_said_that_is_not_known():

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from sibert.evaluation import task_named
 from sibert.optim import SCHEDULES
-from sibert.training.recipe import SEEDS
+from sibert.training.recipe import SEEDS, read_recipe
 
 __all__ = ["FinetuneRecipe"]
 
@@ -138,18 +138,4 @@ class FinetuneRecipe:
         Raises:
             ValueError: If the file is missing, is not JSON, or names options this version does not know.
         """
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{path.parent} is no fine-tuning run: it has no {path.name}") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
-        unknown = sorted(set(fields) - {one.name for one in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; was it written by another version?")
-        try:
-            return cls(**fields)
-        except TypeError as error:  # a comparison of numbers and text
-            raise ValueError(
-                f"{path} has an option of the wrong type ({error}): numbers stand without quotes"
-            ) from None
+        return read_recipe(cls, path, "a fine-tuning run")

@@ -4,9 +4,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from sibert.models import INVARIANCES, SIZES
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["PretrainRecipe"]
 
@@ -27,6 +30,40 @@ EQUILIBRIUM_TIMES = {"joint": 10.0, "matrix": 3.5, "row": 3.5}
 """D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark).
 3.5 is near the best of the finer forms from 512 to 3500 steps; 2 to 4 times as much or as little cost 0.01 to 0.13
 nats, in runs of 512 steps up to 1 (LOGBOOK, 2026-11-28)."""
+
+
+Recipe = TypeVar("Recipe", bound="DataclassInstance")
+
+
+def read_recipe(kind: type[Recipe], path: Path, what: str) -> Recipe:
+    """Read a recipe of either kind from its JSON file.
+
+    Args:
+        kind: The recipe's class.
+        path: The file.
+        what: What its folder would be if it were there.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: If the file is missing, is no JSON object, has options this version does not know, or bad values.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not {what}: it has no {path.name}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is no recipe: expected a JSON object, got {type(fields).__name__}")
+    unknown = sorted(set(fields) - {one.name for one in dataclasses.fields(kind)})
+    if unknown:
+        raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; was it written by another version?")
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a comparison of numbers and text
+        raise ValueError(f"{path} has an option of the wrong type ({error}): numbers stand without quotes") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,18 +315,4 @@ class PretrainRecipe:
         Raises:
             ValueError: If the file is missing, is not JSON, or names options this version does not know.
         """
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{path.parent} is not a run directory: it has no {path.name}") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
-        unknown = sorted(set(fields) - {one.name for one in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; was it written by another version?")
-        try:
-            return cls(**fields)
-        except TypeError as error:  # a comparison of numbers and text
-            raise ValueError(
-                f"{path} has an option of the wrong type ({error}): numbers stand without quotes"
-            ) from None
+        return read_recipe(cls, path, "a run directory")
