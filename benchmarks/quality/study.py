@@ -4,8 +4,8 @@
 
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `recipe` (five variations of schedule,
 warm-up and the like for those that the headline compares), `final` (the long budget: finalists down to a rate that
-beats both neighbours, and with more seeds there; the others at two rates), `batch` (finalists at other batch sizes,
-four rates each), `ablation` (what each part of the matrix form is worth), `robustness`, `misjudged` (a learning rate
+beats both neighbours, and with more seeds there; the others at one rate), `batch` (finalists at other batch sizes,
+four rates or more), `ablation` (what each part of the matrix form is worth), `robustness`, `misjudged` (a learning rate
 that is wrong by a factor of 100, at fixed eta lambda). A phase reads what earlier ones found.
 Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
 continued at will.
@@ -231,8 +231,7 @@ class Study:
 
         The best variation of a finalist's recipe has to confirm itself against the plain one. With the better of the
         two it goes down the grid from the best rate of the search to one that beats both neighbours, which is then
-        run with the other seeds. The others are run at the best rate of the search and at the next lower one: longer
-        runs want lower rates.
+        run with the other seeds. The others are run at the best rate of the search.
         """
         finalists = self.finalists()
         self.run(self.long(name, self.best_rate(name), options=self.best_options(name)) for name in finalists)
@@ -246,11 +245,7 @@ class Study:
         self.run(self.shortened(seed) for seed in self.scale.seeds)
         # The paper reports its gap after equal and after twice the steps.
         self.run([self.long("sibert-joint", self.final_rate("sibert-joint"), tokens=2 * self.scale.long)])
-        others = {
-            name: self.neighbours(name, self.best_rate(name), 1, 0) for name in CONTESTANTS if name not in finalists
-        }
-        for place in (-1, 0):  # first all at the best rate of the search
-            self.run(self.long(name, rates[place]) for name, rates in others.items())
+        self.run(self.long(name, self.best_rate(name)) for name in CONTESTANTS if name not in finalists)
 
     def around(self, contestant: str) -> list[Trial]:
         """The long trials at the best rate so far and at its neighbours."""
@@ -285,19 +280,22 @@ class Study:
         return min(losses, key=losses.__getitem__)
 
     def batch(self) -> None:
-        """Four finalists at other batch sizes: four rates around the best of the search."""
+        """Four finalists at other batch sizes: four rates, and more until the best one is not at an end of them."""
         names = [name for name in self.finalists() if name != "sibert-row"]
-        self.run(
-            self.trial(name, rate, tokens_per_step=size, options=self.best_options(name))
-            for size in self.scale.other_batches
-            for name in names
-            for rate in self.batch_rates(name, size)
-        )
+        for size in self.scale.other_batches:
+            while missing := [
+                trial for name in names for trial in self.batch_trials(name, size) if trial.key not in self.records
+            ]:
+                self.run(missing)
 
-    def batch_rates(self, contestant: str, size: int) -> tuple[float, ...]:
-        """Four rates, shifted towards larger ones for larger batches."""
-        best = self.best_rate(contestant)
-        return self.neighbours(contestant, best, *((1, 2) if size > self.scale.tokens_per_step else (2, 1)))
+    def batch_trials(self, contestant: str, size: int) -> list[Trial]:
+        """The best rate of the search and three lower ones, or one lower and two higher where the batch is larger."""
+        fields = {"tokens_per_step": size, "options": self.best_options(contestant)}
+        larger = size > self.scale.tokens_per_step
+        rates = self.neighbours(contestant, self.best_rate(contestant), *((1, 2) if larger else (3, 0)))
+        if losses := self.search(contestant, **fields):
+            rates += self.neighbours(contestant, min(losses, key=losses.__getitem__))
+        return [self.trial(contestant, rate, **fields) for rate in rates]
 
     def ablation(self) -> None:
         """Take one thing at a time away from the matrix form; three rates each, for the best one may move."""
