@@ -237,8 +237,7 @@ def batch_table(study: Study) -> str:
 
 def robustness_table(study: Study) -> str:
     """One setting for all: what a variation changes."""
-    names = [*OURS, min(ADAMW, key=study.best)]
-    bases = [study.trial(name, study.best_rate(name), tokens=study.scale.short // 2) for name in names]
+    names, bases = zip(*study.robust().items(), strict=True)
     plain = [study.find(base) for base in bases]
     if not all(plain):
         return ""

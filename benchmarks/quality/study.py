@@ -50,8 +50,9 @@ ABLATIONS: list[dict[str, Any]] = [
     {"clip": None},
 ]
 ROBUSTNESS: list[dict[str, Any]] = [
-    *({"init_scale": c} for c in (1e-3, 1e-1, 1e1, 1e3)),
-    *({"loss_scale": c} for c in (1e-4, 1e-2, 1e2, 1e4)),
+    # The outer ones are powers of two, 1e-3, 1e3, 1e-4 and 1e4 almost: they change no rounding, the inner ones do.
+    *({"init_scale": c} for c in (2**-10, 1e-1, 1e1, 2**10)),
+    *({"loss_scale": c} for c in (2**-14, 1e-2, 1e2, 2**14)),
     *({"lr_factor": c} for c in (1e-2, 1e2)),
     {"dtype": "bfloat16"},
     {"warmup_share": 0.0},
@@ -303,11 +304,16 @@ class Study:
         rates = self.neighbours(name, self.best_rate(name))
         self.run(self.trial(name, rate, options=options) for options in self.some(ABLATIONS) for rate in rates)
 
+    def robust(self) -> dict[str, Trial]:
+        """The runs that `robustness` varies: as many steps as in the search, if of the smallest batch."""
+        size = min(self.scale.other_batches)
+        fields = {"tokens_per_step": size, "tokens": self.scale.short // self.scale.tokens_per_step * size}
+        return {name: self.trial(name, self.best_rate(name), **fields) for name in (*OURS, min(ADAMW, key=self.best))}
+
     def robustness(self) -> None:
-        """Initialisation, loss scale, learning rate, bfloat16, warm-up, depth; one setting, half the short budget."""
+        """Initialisation, loss scale, learning rate, bfloat16, warm-up, depth; one setting for all."""
         trials = []
-        for name in (*OURS, min(ADAMW, key=self.best)):
-            base = self.trial(name, self.best_rate(name), tokens=self.scale.short // 2)
+        for name, base in self.robust().items():
             applies = [
                 options for options in ROBUSTNESS if CONTESTANTS[name].warmup_share or "warmup_share" not in options
             ]
@@ -325,7 +331,6 @@ class Study:
         trunk: list[dict[str, Any]] = [PLAIN, {"trunk_lr_factor": 1e2}, {"trunk_lr_factor": 1e-2}]
         whole: list[dict[str, Any]] = [PLAIN, {"lr_factor": 1e2}, {"lr_factor": 1e-2}]
         variations = {"sibert-joint": trunk, "sibert-matrix-one-sided": [*trunk, whole[1]], "sibert-matrix": trunk}
-        variations |= {"sibert-row": trunk}
         variations |= {min(ADAMW, key=self.best): whole, "bert-sgd": whole}
         return [
             [
