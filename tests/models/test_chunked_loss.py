@@ -39,6 +39,26 @@ def test_without_targets_it_is_zero_and_so_are_its_gradients():
     assert not any(gradient.any() for gradient in torch.autograd.grad(total, tensors))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_nobody_can_ask_for_are_not_computed(mode):
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        outer = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.outer += func is torch.ops.aten.addmm_.default
+            return func(*args, **(kwargs or {}))
+
+    def products():
+        tensors, labels = inputs()
+        with Products() as counted:
+            chunked_cross_entropy(*tensors, labels, 5)
+        return counted.outer
+
+    assert products() == 3
+    with mode():
+        assert products() == 0
+
+
 def test_no_tensor_is_larger_than_a_chunk_or_the_decoder():
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         rows = 0

@@ -31,7 +31,7 @@ from sibert.models import (
     SibertModel,
 )
 from sibert.models.masked_lm_loss import masked_lm_loss, next_sentence_loss
-from tests.models.builders import roughened
+from tests.models.builders import deep_config, roughened
 
 WITH_BIAS = ("query.bias", "key.bias", "feed_forward.input.bias")
 CLASSES = {
@@ -182,6 +182,7 @@ def test_a_classifier_sees_the_first_token_or_the_mean_and_never_the_padding(poo
     torch.testing.assert_close(seen[0], torch.stack(expected))
     torch.testing.assert_close(model(torch.where(mask.bool(), ids, 7), attention_mask=mask).logits, logits)
     torch.testing.assert_close(model(ids, attention_mask=torch.ones_like(mask)).logits, model(ids).logits)
+    assert torch.equal(model(ids, attention_mask=mask * torch.arange(1, 20)).logits, logits)  # not 0 = attend
     if pooling == "mean":
         with pytest.raises(ValueError, match=r"needs an attention_mask \[B, T\]"):
             model(ids, attention_mask=mask[:, None, :].expand(-1, 19, -1))
@@ -238,6 +239,28 @@ def test_resize_token_embeddings(config, batch):
     torch.testing.assert_close(logits[..., :97], old)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert tied == (config.invariance != "joint")
+
+
+@pytest.mark.parametrize("size", [120, 60])
+def test_an_untied_decoder_is_resized_as_what_it_is(size, batch, tmp_path):
+    model = SibertForMaskedLM(deep_config(invariance="matrix", tie_word_embeddings=False)).eval()
+    ids = batch["input_ids"] % 60
+    with torch.no_grad():
+        model.decoder.log_scale.add_(0.5)
+    old, groups = model(ids).logits, model.scale_invariant_groups()
+    model.resize_token_embeddings(size)
+    torch.testing.assert_close(model(ids).logits[..., : min(size, 97)], old[..., :size])
+    assert model.scale_invariant_groups().keys() == groups.keys()
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(SibertForMaskedLM.from_pretrained(tmp_path).eval()(ids).logits, model(ids).logits)
+
+
+def test_positions_may_be_those_of_all_sequences(config, batch):
+    model = SibertModel(config).eval()
+    ids = batch["input_ids"]
+    shifted = torch.arange(ids.shape[1]) + 3
+    expected = model(ids, position_ids=shifted.expand_as(ids)).last_hidden_state
+    torch.testing.assert_close(model(ids, position_ids=shifted).last_hidden_state, expected)
 
 
 @pytest.mark.slow
@@ -334,6 +357,12 @@ def test_errors_teach(config, batch):
         model()
     with pytest.raises(ValueError, match="40 positions"):
         model(torch.zeros(1, 41, dtype=torch.long))
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"(?s)mask.*4"):
+        model(ids, attention_mask=torch.ones(2, 4))
+    for return_logits in (True, False):
+        with pytest.raises(ValueError, match=r"labels must be .*: \[2, 1\] here, got \[2, 5\]"):
+            SibertForMaskedLM(config)(ids, labels=ids, masked_positions=ids[:, :1], return_logits=return_logits)
     with pytest.raises(ValueError, match="exactly one"):
         SibertForMultipleChoice(config)()
 
@@ -343,9 +372,24 @@ def test_errors_teach(config, batch):
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
 def test_losses_are_in_the_precision_of_the_model_and_at_least_single(dtype, loss_dtype):
-    model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=50)).to(dtype)
-    ids = torch.randint(5, 50, (2, 8))
-    assert model(ids, labels=ids).loss.dtype == loss_dtype
+    ids, ones = torch.randint(5, 50, (2, 8)), torch.ones(2, dtype=torch.long)
+    for model_class, labels in (
+        (SibertForMaskedLM, {"labels": ids}),
+        (SibertForSequenceClassification, {"labels": ones}),
+        (SibertForTokenClassification, {"labels": ids % 2}),
+        (SibertForQuestionAnswering, {"start_positions": ones, "end_positions": ones}),
+        (SibertForMultipleChoice, {"labels": ones[:1]}),
+    ):
+        model = model_class(SibertConfig.of_size("nano", vocab_size=50)).to(dtype)
+        given = ids[None] if model_class is SibertForMultipleChoice else ids
+        assert model(given, **labels).loss.dtype == loss_dtype
+
+
+def test_several_labels_at_once_may_be_whole_numbers(config, batch):
+    settings = {**config.to_dict(), "num_labels": 3, "problem_type": "multi_label_classification"}
+    model = SibertForSequenceClassification(SibertConfig.from_dict(settings)).eval()
+    labels = torch.tensor([[0, 1, 1]]).expand(len(batch["input_ids"]), 3)
+    assert model(**batch, labels=labels).loss == model(**batch, labels=labels.float()).loss
 
 
 @pytest.mark.parametrize("none", [0, torch.tensor(0)])
@@ -368,3 +412,5 @@ def test_answers_outside_of_the_sequence_are_ignored_on_either_side(masked, conf
 
     assert loss(-1) == loss(6) == loss(99)
     assert loss(0) != loss(99)
+    outside = {name: torch.tensor([99, -1]) for name in ("start_positions", "end_positions")}
+    assert model(ids, **mask, **outside).loss == 0

@@ -108,3 +108,5 @@ def test_wrong_masks_are_refused():
         cosine_attention(query, key, value, torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"\[B, T\]"):
         cosine_attention(query, key, value, torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"= \[1, 1, 2, 2\], got \(1, 3\)"):
+        cosine_attention(query, key, value, torch.ones(1, 3, dtype=torch.bool))

@@ -407,14 +407,15 @@ def test_torch_compile_keeps_one_graph_where_auto_takes_triton(monkeypatch):
     assert [graph.count("sibert.relu_attention_triton") for graph in graphs] == [1]
 
 
-def assert_rules_of_torch(operator):
-    query, key, value = Case(batch=1, groups=1, queries=5, keys=7, width=3).inputs()
-    mask = torch.rand(1, 1, 5, 7) < 0.7
+def assert_rules_of_torch(operator, batch=1, groups=1):
+    query, key, value = Case(batch=batch, groups=groups, queries=5, keys=7, width=3).inputs()
+    mask = torch.rand(batch, 1, 5, 7) < 0.7
     spans = key_spans(5, 7, torch.device("cpu"), causal=True)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     for arguments in ((mask, *spans, torch.tensor([3]), 0.2), (None, None, None, None, 0.0)):
         torch.library.opcheck(operator, (query, key, value, *arguments), test_utils=checks)
 
 
-def test_the_operator_keeps_the_rules_of_torch():
-    assert_rules_of_torch(blocked_relu_attention)
+@pytest.mark.parametrize(("batch", "groups"), [(1, 1), (1, 2), (2, 2)])  # which of them are views differs
+def test_the_operator_keeps_the_rules_of_torch(batch, groups):
+    assert_rules_of_torch(blocked_relu_attention, batch, groups)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import BertForMaskedLM, BertForPreTraining, ModernBertConfig, ModernBertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils.generic import can_return_tuple
 
 from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss
 from sibert.models.modeling_sibert import SibertForPreTrainingOutput
@@ -21,6 +22,7 @@ class BertTwinForMaskedLM(BertForMaskedLM):  # type: ignore[misc]
 
     accepts_loss_kwargs = True
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -31,11 +33,15 @@ class BertTwinForMaskedLM(BertForMaskedLM):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
-        """Predict tokens; arguments and result as in `SibertForMaskedLM.forward`."""
-        outputs = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, **kwargs)
+        """Predict tokens; arguments and result as in `SibertForMaskedLM.forward`, but the logits are always there."""
+        outputs = self.bert(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True, **kwargs
+        )
         logits = self.cls(gather_positions(outputs.last_hidden_state, masked_positions))
         loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
-        return MaskedLMOutput(loss=loss, logits=logits)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class BertTwinForPreTraining(BertForPreTraining):  # type: ignore[misc]
@@ -43,6 +49,7 @@ class BertTwinForPreTraining(BertForPreTraining):  # type: ignore[misc]
 
     accepts_loss_kwargs = True
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -55,8 +62,10 @@ class BertTwinForPreTraining(BertForPreTraining):  # type: ignore[misc]
         num_sequences_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> SibertForPreTrainingOutput:
-        """Predict tokens and the relation of the segments; as in `SibertForPreTraining.forward`."""
-        outputs = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, **kwargs)
+        """Predict tokens and the relation of the segments; as in `SibertForPreTraining.forward`, logits always."""
+        outputs = self.bert(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True, **kwargs
+        )
         gathered = gather_positions(outputs.last_hidden_state, masked_positions)
         logits, relationship_B2 = self.cls(gathered, outputs.pooler_output)
         mlm_loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
@@ -71,6 +80,8 @@ class BertTwinForPreTraining(BertForPreTraining):  # type: ignore[misc]
             nsp_loss=nsp_loss,
             prediction_logits=logits,
             seq_relationship_logits=relationship_B2,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -79,6 +90,7 @@ class ModernBertTwinForMaskedLM(ModernBertForMaskedLM):  # type: ignore[misc]
 
     accepts_loss_kwargs = True
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -89,11 +101,13 @@ class ModernBertTwinForMaskedLM(ModernBertForMaskedLM):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
-        """Predict tokens; arguments and result as in `SibertForMaskedLM.forward`. It knows no types of tokens."""
-        outputs = self.model(input_ids, attention_mask=attention_mask, **kwargs)
+        """Predict tokens; as `BertTwinForMaskedLM.forward`. It knows no types of tokens."""
+        outputs = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         logits = self.decoder(self.head(gather_positions(outputs.last_hidden_state, masked_positions)))
         loss = None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch)
-        return MaskedLMOutput(loss=loss, logits=logits)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 def modern_bert_config(*, intermediate_size: int, num_hidden_layers: int, **fields: Any) -> ModernBertConfig:

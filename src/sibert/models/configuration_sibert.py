@@ -49,8 +49,7 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
     r"""Sizes of a SIBERT model. The defaults are BERT-base's.
 
     What BERT lets one choose and scale invariance fixes is not here: the activation is ReLU, the attention normalised
-    ReLU ("joint") or the softmax of cosines, normalisations have no epsilon, and whether the decoder is tied to the
-    embeddings follows from `invariance`.
+    ReLU ("joint") or the softmax of cosines, and normalisations have no epsilon.
 
     Attributes:
         invariance: What may be rescaled on its own without changing the output (`modeling_sibert` has the forms).
@@ -74,6 +73,7 @@ class SibertConfig(PreTrainedConfig):  # type: ignore[misc]
         classifier_pooling: What a classifier of sequences sees: "mean", the mean of all tokens, or "cls", the first
             one, as BERT, which trains it by the next-sentence task. Nothing teaches the first token to stand for the
             sequence where only tokens are predicted.
+        tie_word_embeddings: One table for the embeddings and the decoder; None = unless "joint", which cannot have it.
 
     Raises:
         StrictDataclassFieldValidationError, StrictDataclassClassValidationError: On a wrong type or relation.

@@ -103,6 +103,7 @@ def flat_batch(
         found: FlatBatch | None = keywords.pop("flat_batch")
         return found
     bounds, other, length, other_length = (keywords.pop(name, None) for name in KEYWORDS)
+    bounds = other if bounds is None else bounds
     if bounds is None:
         if position_ids is None or attention_mask is not None or torch.compiler.is_compiling():
             return None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["IGNORED", "gather_positions", "masked_lm_loss", "next_sentence_loss", "per_target"]
+__all__ = ["IGNORED", "gather_positions", "masked_lm_loss", "next_sentence_loss", "per_target", "wide"]
 
 IGNORED = -100
 """Label of a position that is not predicted."""
@@ -28,8 +28,15 @@ def gather_positions(hidden_BTD: Tensor, positions_BP: Tensor | None) -> Tensor:
     return hidden_BTD.gather(1, positions_BP[:, :, None].expand(-1, -1, hidden_BTD.shape[-1]))
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Half-precision logits in float32; others as they are."""
+def wide(logits: Tensor) -> Tensor:
+    """Give logits the precision in which a loss is computed.
+
+    Args:
+        logits: Of any shape.
+
+    Returns:
+        Those of half precision in float32; others as they are.
+    """
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -47,7 +54,7 @@ def masked_lm_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | 
     Returns:
         A scalar, nats per target; 0 where there is no target at all.
     """
-    total = F.cross_entropy(_wide(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(wide(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     return per_target(total, labels, num_items_in_batch)
 
 
@@ -99,8 +106,8 @@ def next_sentence_loss(
         A scalar, nats per sequence.
     """
     if num_sequences_in_batch is not None:
-        return F.cross_entropy(_wide(logits_B2), labels_B, reduction="sum") / at_least_one(num_sequences_in_batch)
-    mean: Tensor = F.cross_entropy(_wide(logits_B2), labels_B)
+        return F.cross_entropy(wide(logits_B2), labels_B, reduction="sum") / at_least_one(num_sequences_in_batch)
+    mean: Tensor = F.cross_entropy(wide(logits_B2), labels_B)
     if num_items_in_batch is None or mlm_labels is None:
         return mean
     return mean * ((mlm_labels != IGNORED).sum() / at_least_one(torch.as_tensor(num_items_in_batch)))

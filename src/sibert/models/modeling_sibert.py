@@ -78,7 +78,14 @@ from transformers.utils.output_capturing import capture_outputs
 from sibert.models.chunked_loss import chunked_cross_entropy, chunks_pay
 from sibert.models.configuration_sibert import SibertConfig
 from sibert.models.flat_batch import FlatBatch, attend_within, flat_batch
-from sibert.models.masked_lm_loss import gather_positions, masked_lm_loss, next_sentence_loss, per_target
+from sibert.models.masked_lm_loss import (
+    IGNORED,
+    gather_positions,
+    masked_lm_loss,
+    next_sentence_loss,
+    per_target,
+    wide,
+)
 from sibert.models.tied_table import TiedTable
 from sibert.ops import (
     affine_layer_norm,
@@ -372,6 +379,15 @@ class SibertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         if isinstance(module, SibertCosineLinear):
             init.constant_(module.log_scale, 0.5 * math.log(INITIAL_LOGIT_VARIANCE * self.config.hidden_size))
 
+    def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args: Any, **kwargs: Any) -> nn.Linear:
+        """Resize an untied decoder. transformers makes an `nn.Linear` of it, whose scores are no cosines."""
+        resized: nn.Linear = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
+        if resized is old_lm_head or not isinstance(old_lm_head, SibertCosineLinear):
+            return resized
+        decoder = SibertCosineLinear(resized.in_features, resized.out_features)
+        decoder.weight, decoder.bias, decoder.log_scale = resized.weight, resized.bias, old_lm_head.log_scale
+        return decoder
+
     def set_attention_backend(self, backend: Backend) -> None:
         """Choose how normalised-ReLU attention is computed from now on; it is no part of a saved model.
 
@@ -463,7 +479,7 @@ class SibertModel(SibertPreTrainedModel):
             attention_mask: 1 or True = attend, 0 or False = padding: [B, T], [B, S, T] or [B, 1, S, T]; a floating
                 four-dimensional mask is read as additive (0 = attend, anything negative = not).
             token_type_ids: Segment ids [B, T]; default 0. A model without segment embeddings ignores them.
-            position_ids: Positions [B, T]; default 0, 1, 2, ...
+            position_ids: Positions [B, T], or [T] for all sequences; default 0, 1, 2, ...
             inputs_embeds: Token embeddings [B, T, D] instead of `input_ids`. They count as degree 1 when the scale of
                 the encoder is changed.
             **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`. For a flat batch, `input_ids` [1, N],
@@ -492,6 +508,8 @@ class SibertModel(SibertPreTrainedModel):
         need_weights = bool(kwargs.get("output_attentions", self.config.output_attentions))
         if position_ids is None:
             position_ids = torch.arange(length, device=self.device)[None] if flat is None else flat.position_ids_1N
+        elif position_ids.dim() == 1:
+            position_ids = position_ids[None]
         stream_BTD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         rotation = None
         if self.config.invariance != "joint":
@@ -553,6 +571,11 @@ def _predict(
     """Score the tokens at each position, [X, V], and compute the loss; one or both may be None."""
     if labels_X is None and not return_logits:
         raise ValueError("return_logits=False needs labels: without logits the loss is all that a head has to give")
+    if labels_X is not None and labels_X.numel() != hidden_XD[..., 0].numel():
+        raise ValueError(
+            f"labels must be [B, T], or [B, P] beside masked_positions [B, P]: {list(hidden_XD.shape[:-1])} here, got "
+            f"{list(labels_X.shape)}"
+        )
     embeddings = model.sibert.embeddings
     tied, embeddings.tied_table = embeddings.tied_table, None
     if tied is not None and tied.table_VD is not model.decoder.weight:
@@ -611,14 +634,15 @@ def _mean_of_tokens(hidden_BTD: Tensor, attention_mask: Tensor | None) -> Tensor
             f"the mean of tokens needs an attention_mask [B, T] that tells the padding, got "
             f"{tuple(attention_mask.shape)}; or set classifier_pooling='cls'"
         )
-    mask_BT1 = attention_mask[:, :, None].to(hidden_BTD.dtype)
+    mask_BT1 = (attention_mask[:, :, None] != 0).to(hidden_BTD.dtype)
     return (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1.0)
 
 
 class SibertForMaskedLM(SibertPreTrainedModel):
     """SIBERT with a masked language modelling head.
 
-    The decoder is untied, so the loss is invariant to the scale of the encoder.
+    With "joint" the decoder is untied, so the loss is invariant to the scale of the encoder; in the other forms it is
+    tied to the embeddings, of whose rows it reads the directions alone.
     """
 
     accepts_loss_kwargs = True
@@ -835,7 +859,9 @@ class SibertForSequenceClassification(SibertPreTrainedModel):
         logits_BL = self.classifier(self.dropout(self.pooler(outputs.last_hidden_state, attention_mask, flat)))
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits_BL, config=self.config)
+            if self.config.problem_type == "multi_label_classification":
+                labels = labels.to(logits_BL.dtype)
+            loss = self.loss_function(labels=labels, pooled_logits=wide(logits_BL), config=self.config)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -928,8 +954,8 @@ class SibertForQuestionAnswering(SibertPreTrainedModel):
             **kwargs: See `SibertModel.forward`.
 
         Returns:
-            `QuestionAnsweringModelOutput` with start and end logits [B, T]; T is the longest sequence of a flat batch.
-            Padding has the lowest number there is: no answer begins or ends in it.
+            `QuestionAnsweringModelOutput` with start and end logits [B, T]; T of a flat batch is `max_length_q`, or
+            its longest sequence. Padding has the lowest number there is: no answer begins or ends in it.
         """
         outputs, flat = self._encode((input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), kwargs)
         logits_BT2 = self.qa_outputs(outputs.last_hidden_state)
@@ -944,8 +970,9 @@ class SibertForQuestionAnswering(SibertPreTrainedModel):
         if start_positions is not None and end_positions is not None:
             if tokens_BT is None:
                 tokens_BT = torch.ones_like(start_BT, dtype=torch.bool)
-            places = (_ignored_outside(place_B, tokens_BT) for place_B in (start_positions, end_positions))
-            loss = self.loss_function(start_BT, end_BT, *places)
+            start_loss = masked_lm_loss(start_BT, _ignored_outside(start_positions, tokens_BT))
+            end_loss = masked_lm_loss(end_BT, _ignored_outside(end_positions, tokens_BT))
+            loss = (start_loss + end_loss) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_BT,
@@ -956,11 +983,11 @@ class SibertForQuestionAnswering(SibertPreTrainedModel):
 
 
 def _ignored_outside(place_B: Tensor, tokens_BT: Tensor) -> Tensor:
-    """Replace places that hold no token by T, which the loss ignores."""
+    """Replace places that hold no token by `IGNORED`."""
     place_B = place_B.view(-1)
     length = tokens_BT.shape[1]
     inside_B = tokens_BT.gather(1, place_B.clamp(0, length - 1)[:, None])[:, 0] & (place_B >= 0) & (place_B < length)
-    return torch.where(inside_B, place_B, length)
+    return torch.where(inside_B, place_B, IGNORED)
 
 
 class SibertForMultipleChoice(SibertPreTrainedModel):
@@ -1024,7 +1051,7 @@ class SibertForMultipleChoice(SibertPreTrainedModel):
             )
         logits_BC = scores_X1.view(-1, num_choices)
         return MultipleChoiceModelOutput(
-            loss=None if labels is None else F.cross_entropy(logits_BC.float(), labels),
+            loss=None if labels is None else F.cross_entropy(wide(logits_BC), labels),
             logits=logits_BC,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

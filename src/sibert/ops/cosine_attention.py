@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sibert.ops.attention_mask import broadcast_mask
+from sibert.ops.attention_mask import fitting_mask
 from sibert.ops.normalize import unit_rows
 
 __all__ = ["cosine_attention", "reference_cosine_attention"]
@@ -38,7 +38,7 @@ def reference_cosine_attention(
     if mask is None:
         weights_BHST = scores_BHST.softmax(dim=-1)
     else:
-        attend = broadcast_mask(mask)
+        attend = fitting_mask(mask, query_BHSK, key_BHTK)
         # A finite filler keeps 0/0 out of rows without a key; the second `where` makes their weights and gradients 0.
         filler = torch.finfo(scores_BHST.dtype).min
         weights_BHST = torch.where(attend, torch.where(attend, scores_BHST, filler).softmax(dim=-1), 0.0)
@@ -80,7 +80,7 @@ def cosine_attention(
     """
     if need_weights:
         return reference_cosine_attention(query_BHSK, key_BHTK, value_BHTK, mask, dropout_p=dropout_p)
-    attend = None if mask is None else broadcast_mask(mask)
+    attend = None if mask is None else fitting_mask(mask, query_BHSK, key_BHTK)
     output_BHSK = F.scaled_dot_product_attention(
         unit_rows(query_BHSK),
         unit_rows(key_BHTK),

@@ -292,7 +292,9 @@ def blocked_backward(
     dtype = compute_dtype(query_BHSK.dtype, query_BHSK.device)
     grad_query_BHSK = torch.empty_like(query_BHSK, memory_format=torch.contiguous_format)
     grad_query = problem.like(grad_query_BHSK)
-    grad_key, grad_value = torch.empty_like(problem.key), torch.empty_like(problem.value)
+    grad_key, grad_value = (
+        torch.empty_like(heads, memory_format=torch.contiguous_format) for heads in (problem.key, problem.value)
+    )
     # g_i / t_i, and its product with out_i: all of the division happens on rows.
     inverse_BHS1 = inverse_or_zero(total_BHS)[..., None]
     scaled_BHSK = grad_BHSK.to(total_BHS.dtype) * inverse_BHS1

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sibert.ops.attention_mask import broadcast_mask
+from sibert.ops.attention_mask import fitting_mask
 from sibert.ops.relu_attention.spans import Spans
 
 __all__ = ["check_inputs", "check_spans", "check_types"]
@@ -173,12 +173,6 @@ def _check_packing(cu_seqlens: Tensor, query_BHSK: Tensor, key_BGTK: Tensor) -> 
 
 
 def _checked_mask(mask: Tensor, query_BHSK: Tensor, key_BGTK: Tensor) -> Tensor:
-    mask_BHST = broadcast_mask(mask)
+    mask_BHST = fitting_mask(mask, query_BHSK, key_BGTK)
     _check_device("mask", mask, query_BHSK)
-    full = (*query_BHSK.shape[:3], key_BGTK.shape[2])
-    # Compared one by one: of a symbolic size torch.compile does not know whether it is in a tuple.
-    if any(size != 1 and size != whole for size, whole in zip(mask_BHST.shape, full, strict=True)):
-        raise ValueError(
-            f"the mask must be [B, T] or broadcast to [B, H, S, T] = {list(full)}, got {tuple(mask.shape)}"
-        )
     return mask_BHST

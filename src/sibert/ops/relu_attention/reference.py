@@ -4,6 +4,8 @@ Shape suffixes: B = batch, H = query heads, G = key and value heads (H is a mult
 positions, K = head width.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -71,7 +73,7 @@ def drop(scores_BHST: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
         return scores_BHST
     *lead, rows, columns = scores_BHST.shape
     device = scores_BHST.device
-    rows_BHS = torch.arange(scores_BHST[..., 0].numel(), device=device).view(*lead, rows)
+    rows_BHS = torch.arange(math.prod(lead) * rows, device=device).view(*lead, rows)
     keys_BHS = row_keys(draw_seed(device) if seed is None else seed, rows_BHS)
     kept_BHST = kept(keys_BHS, torch.arange(columns, device=device), dropout_p)
     return scores_BHST.masked_fill(~kept_BHST, 0.0) * (1.0 / (1.0 - dropout_p))
