@@ -88,6 +88,18 @@ def test_products_and_eigenvalues_are_those_of_the_dense_hessian(mode):
     assert values[1] == pytest.approx(spectrum[:2].tolist(), rel=1e-8)
 
 
+def test_a_parameter_of_two_names_counts_once_and_the_caller_may_have_switched_autograd_off():
+    model = Bowl()
+    with torch.no_grad():
+        assert Hessian(model, model.loss, [1.0], [model.x, model.x]).eigenvalues() == pytest.approx([3.9])
+
+
+def test_without_curvature_there_is_no_alignment():
+    model = Bowl()
+    with pytest.raises(ValueError, match="without curvature"):
+        Hessian(model, lambda _: model.x.sum(), [1.0]).alignment()
+
+
 def test_the_layer_norm_of_torch_func_is_wrong_and_this_is_not():
     """The trap that this file avoids; if it closes one day, torch.func.hessian may be used."""
     torch.manual_seed(0)

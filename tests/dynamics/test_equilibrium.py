@@ -71,6 +71,19 @@ def test_sgd(lr, weight_decay, momentum):
     assert angle == pytest.approx(predicted.angular_update, rel=high_order)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_the_angle_with_momentum_is_exact_in_eta_lambda(momentum):
+    """Of the recursion x' = (1 - p) x + m (x - x_last) + noise."""
+    product = 0.3
+    covariance = torch.eye(2, dtype=torch.float64)
+    step = torch.tensor([[1.0 + momentum - product, -momentum], [1.0, 0.0]], dtype=torch.float64)
+    noise = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    for _ in range(2000):
+        covariance = step @ covariance @ step.T + noise
+    angle = math.acos(covariance[0, 1].item() / covariance[0, 0].item())
+    assert sgd_equilibrium(0.3, 1.0, momentum).angular_update == pytest.approx(angle, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "predict", "betas"),
     [

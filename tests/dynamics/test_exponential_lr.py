@@ -234,9 +234,22 @@ def test_a_state_goes_on_where_it_stopped():
     assert losses == whole
 
 
+def test_groups_may_be_counted_from_the_end():
+    def last(optimizer):
+        optimizer.param_groups.reverse()
+        return EquivalentExponentialLR(optimizer, groups=[-1])
+
+    assert train(last, 0.9)[0] == train(EquivalentExponentialLR, 0.9)[0]
+
+
 class TestRefusals:
     def parameter(self):
         return [torch.nn.Parameter(torch.ones(2))]
+
+    @pytest.mark.parametrize("index", [1, -2])
+    def test_of_a_group_that_is_not_there(self, index):
+        with pytest.raises(ValueError, match=f"has 1 parameter groups, and none with the index {index}"):
+            EquivalentExponentialLR(torch.optim.SGD(self.parameter(), lr=0.1), groups=[index])
 
     def test_another_optimizer(self):
         with pytest.raises(TypeError, match="got AdamW"):

@@ -240,6 +240,20 @@ def test_function_of_a_model_is_its_loss_and_leaves_it_alone() -> None:
     assert Minimiser(function, ends[-1]).eigenvalues_M[0] < 0.999 * minimiser.eigenvalues_M[0]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_function_of_a_model_with_buffers(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()).double().train(training)
+    batches = [torch.randn(5, 3, dtype=F64) for _ in range(2)]
+    function, x = function_of(model, lambda batch: model(batch).square().mean(), batches)
+    before = [buffer.clone() for buffer in model.buffers()]
+    found = gradient(function, x)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.buffers(), strict=True))
+    total = torch.stack([model(batch).square().mean() for batch in batches]).mean()
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(total, list(model.parameters()))])
+    torch.testing.assert_close(found, expected)
+
+
 def test_function_of_some_parameters() -> None:
     model = nn.Linear(2, 1).double()
     function, x = function_of(

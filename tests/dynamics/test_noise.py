@@ -89,6 +89,41 @@ def test_some_parameters_only_and_parameters_that_do_not_matter():
     assert whole == gradient_noise(model, model.loss, draw(32), 1, [model.theta])
 
 
+def test_a_parameter_of_two_names_counts_once():
+    model = Linear()
+    once = gradient_noise(model, model.loss, draw(32), 1, [model.theta])
+    assert gradient_noise(model, model.loss, draw(32), 1, [model.theta, model.theta]) == once
+
+
+def test_sparse_gradients_and_callers_without_autograd():
+    torch.manual_seed(0)
+    dense = nn.Embedding(7, 4)
+    sparse = nn.Embedding(7, 4, sparse=True, _weight=dense.weight.detach().clone())
+    batches = [torch.randint(7, (5,)) for _ in range(16)]
+    expected = gradient_noise(dense, lambda ids: dense(ids).square().mean(), batches, 5)
+    with torch.no_grad():
+        found = gradient_noise(sparse, lambda ids: sparse(ids).square().mean(), batches, 5)
+    assert found.trace == pytest.approx(expected.trace)
+    assert found.squared_mean == pytest.approx(expected.squared_mean)
+
+
+def test_a_buffer_that_is_replaced_is_put_back():
+    class Counts(Linear):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def loss(self, batch):
+            self.count = self.count + 1
+            return super().loss(batch)
+
+    model = Counts()
+    count = model.count
+    gradient_noise(model, model.loss, draw(16), 1)
+    assert model.count is count
+    assert count == 0
+
+
 class TestVerdicts:
     def noise(self, ratio):
         return GradientNoise(64, 32, 2.0, 2.0 * ratio, 0.1, 0.1)

@@ -186,6 +186,16 @@ def test_a_step_without_gradient_is_no_step_of_the_group():
     assert [one.name for one in recorder.records] == ["x"]
 
 
+def test_a_member_without_gradient_has_part_in_the_norm():
+    x, y = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
+    optimizer = ClippedSGD([x, y], lr=1.0, weight_decay=0.0, clip=None)
+    recorder = RotationRecorder(optimizer, every=1)
+    x.grad = torch.tensor([-4.0, 3.0])
+    optimizer.step()
+    assert recorder.records[0].norm == pytest.approx(math.sqrt(50.0))
+    assert recorder.records[0].angular_update == pytest.approx(math.atan(5.0 / math.sqrt(50.0)))
+
+
 def test_at_equilibrium_it_measures_the_predicted_rotation():
     torch.manual_seed(0)
     x = nn.Parameter(torch.randn(400, dtype=torch.float64))
@@ -335,6 +345,15 @@ class TestLightning:
         assert callback.state_dict() == {}
         with pytest.raises(AttributeError, match="no attribute 'fit'"):
             callback.fit()
+
+    def test_of_several_optimizers_one_may_mark_no_group(self):
+        module, callback = Net(), LightningRotation(every=2)
+        groups = [{"params": [module.first.weight], "scale_invariant": True, "name": "first"}]
+        optimizers = [torch.optim.AdamW(module.head.parameters()), torch.optim.SGD(groups, lr=0.1)]
+        self.Trainer(callback).fit(module, optimizers)
+        assert [one.name for one in callback.records] == ["first", "first"]
+        with pytest.raises(ValueError, match="no optimizer of the trainer steps a scale-invariant group"):
+            self.Trainer(LightningRotation()).fit(module, optimizers[:1])
 
     def test_an_exception_ends_it_too(self):
         callback, module = LightningRotation(every=2), self.Module()

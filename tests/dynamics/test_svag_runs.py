@@ -1,7 +1,9 @@
 """Runs of SGD and SVAG on one grid of time: against exact moments, and verdicts in both directions."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,11 +67,51 @@ def test_a_small_rate_agrees():
     assert all(width > 0.0 for width in found.errors["mean"][1][1:])
 
 
-def test_the_band_is_the_normal_one():
-    found = SVAGComparison((0, 1), (1, 2), {"f": {1: (0.0, 1.0), 2: (0.0, 4.0)}}, {"f": {1: (0.0, 0.6), 2: (0.0, 0.8)}})
-    assert found.band("f", 1)[1] == pytest.approx((1.0 - 1.959964 * 0.6, 1.0 + 1.959964 * 0.6))
+def test_the_band_is_students():
+    means, errors = {"f": {1: (0.0, 1.0), 2: (0.0, 4.0)}}, {"f": {1: (0.0, 0.6), 2: (0.0, 0.8)}}
+    found = SVAGComparison((0, 1), (1, 2), means, errors, runs=5)
+    assert found.band("f", 1)[1] == pytest.approx((1.0 - 2.776445 * 0.6, 1.0 + 2.776445 * 0.6))
     assert found.separation("f", 2) == pytest.approx(3.0)
-    assert not found.agree("f", 2)  # 3 > 2.24, the normal quantile of 1 - 0.05 / 2 / 2
+    assert not found.agree("f", 2)  # 3 > 2.78, Student's quantile of 1 - 0.05 / 2 / 2 with 7.42 degrees of freedom
+    assert replace(found, runs=3).agree("f", 2)  # 3 < 4.01 with 3.71
+
+
+@pytest.mark.parametrize("runs", [2, 4, 16])
+def test_what_is_the_same_is_called_so_in_95_of_100_cases(runs):
+    generator = np.random.default_rng(0)
+    agreed, covered, times = 0, 0, tuple(range(5))
+    for _ in range(400):
+        drawn = generator.standard_normal((2, runs, len(times)))
+        means = {"f": {level: tuple(drawn[level].mean(0)) for level in (0, 1)}}
+        errors = {"f": {level: tuple(drawn[level].std(0, ddof=1) / math.sqrt(runs)) for level in (0, 1)}}
+        found = SVAGComparison(times, (0, 1), means, errors, runs)
+        agreed += found.agree("f", 0)
+        covered += found.band("f", 0)[0][0] <= 0.0 <= found.band("f", 0)[0][1]
+    assert agreed > 0.93 * 400
+    assert 0.92 * 400 < covered < 0.98 * 400
+
+
+def test_a_run_that_diverges_agrees_with_none():
+    values = iter([1.0, 2.0, math.nan, 3.0, 1.0, 2.0, math.inf, 3.0])
+    tests = {"f": lambda model: next(values)}
+    found = compare_svag(make(0.1), loss, tests, steps=1, every=1, levels=(1, 2), runs=2)
+    assert math.isnan(found.means["f"][1][0])
+    assert found.separation("f", 2) == math.inf
+    assert not found.agree("f", 2)
+
+
+def test_calls_with_other_seeds_have_other_runs():
+    def first_batches(seed):
+        seen = []
+
+        def draw(model, generator):
+            seen.append(torch.rand(1, generator=generator).item())
+            return model.x.sum()
+
+        compare_svag(make(0.1), draw, TESTS, steps=1, every=1, levels=(1,), runs=8, seed=seed)
+        return set(seen)
+
+    assert not first_batches(0) & first_batches(1)
 
 
 def test_schedules_are_in_time_and_every_run_has_batches_of_its_own():

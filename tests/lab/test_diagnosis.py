@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from sibert.lab import Rates, Standing, diagnose, diagnose_run, diagnosis_run, write_diagnosis
+from sibert.dynamics import Hessian
+from sibert.lab import Rates, Standing, diagnose, diagnose_run, diagnosis, diagnosis_run, write_diagnosis
 from sibert.lab.diagnosis_page import HEAD
 from sibert.ops.normalize import layer_norm
 from sibert.optim import ClippedSGD, InvariantGroup
@@ -336,6 +337,28 @@ def test_dampening_is_seen_as_the_smaller_rate_it_is():
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adams_own_epsilon_counts(amsgrad):
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-2, weight_decay=0.0, amsgrad=amsgrad)
+    trained(model, optimizer, 20)
+    drawn = list(batches(16))
+    found = diagnose(model, model.loss, drawn, optimizer, batch_size=BATCH, each_group=False).stability.sharpness
+    matrices = [model.first.weight, model.second.weight]
+    seconds = [optimizer.state[p]["max_exp_avg_sq" if amsgrad else "exp_avg_sq"] for p in matrices]
+    rates = [1e-3 / ((second / (1.0 - 0.999**20)).sqrt() + 1e-2) for second in seconds]
+    several = drawn[: diagnosis.SHARPNESS_BATCHES]
+    assert found == pytest.approx(
+        Hessian(model, model.loss, several, matrices).preconditioned_sharpness(rates), rel=1e-2
+    )
+
+
+def test_no_batches():
+    model = Net()
+    with pytest.raises(ValueError, match="no batches: give at least 16"):
+        diagnose(model, model.loss, [], sgd(model), batch_size=BATCH)
+
+
 def test_a_loss_that_is_not_finite():
     model = Net()
     with pytest.raises(ValueError, match="not finite"):
@@ -492,6 +515,13 @@ class TestARunOfPretraining:
         recipe = PretrainRecipe.from_json(pretrained / "recipe.json")
         still = {"eta": 0.0, "intrinsic_lr": 0.0, "param_norm": 1.0, "angular_update": 0.0, "effective_lr": 0.0}
         assert diagnosis_run._recorded(recipe, [{"still": still}]) == ({}, {})
+
+    def test_of_a_twin_the_rates_are_those_of_the_time_that_is_judged(self, pretrained):
+        recipe = PretrainRecipe.from_json(pretrained / "recipe.json")
+        recipe = dataclasses.replace(recipe, model="bert", optimizer="adamw", intrinsic_lr=None)
+        window = [{"a": {"lr": 1e-3}, "b": {"lr": 1e-3}}, {"a": {"lr": 5e-4}}]
+        rates, standings = diagnosis_run._recorded(recipe, window)
+        assert (rates.rule, rates.lr, standings) == ("adamw", pytest.approx(2.5e-3 / 3), {})
 
     def test_the_last_record_may_have_no_groups(self, pretrained, found, tmp_path):
         copied = shutil.copytree(pretrained, tmp_path / "copied")

@@ -339,6 +339,12 @@ class TestIntervals:
         assert bootstrap(mean) == bootstrap(mean)
         assert bootstrap(mean) == pytest.approx(mean_interval(values.tolist())[1], rel=0.1)
 
+    def test_a_value_that_is_not_finite_leaves_nothing_and_disagrees(self):
+        measured, error = mean_interval([1.0, math.nan, 1.0])
+        assert (
+            Verdict.near("number", measured, 1.0, relative=0.5, error=error, interval="t, 3 seeds").word == "DISAGREES"
+        )
+
     def test_too_short_a_series_has_none(self):
         assert block_interval([1.0, 2.0]) == (1.5, math.inf)
 

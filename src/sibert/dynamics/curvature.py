@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sibert.dynamics.observation import observed
+from sibert.dynamics.observation import observed, seed_observed
 from sibert.dynamics.radial import radial_tolerance
 
 __all__ = ["Estimate", "Hessian", "stability_line"]
@@ -50,7 +50,7 @@ class Hessian:
         model: Any module.
         loss: Mean loss of a batch as a scalar: `lambda batch: model(**batch).loss`. Batches weigh the same.
         batches: Over which the loss is averaged.
-        parameters: In which it is differentiated; None = all trainable ones.
+        parameters: In which it is differentiated, each once, however often it is named; None = all trainable ones.
 
     Raises:
         ValueError: If the loss is random (dropout) or not finite, or there is nothing to differentiate.
@@ -64,7 +64,11 @@ class Hessian:
         parameters: Sequence[nn.Parameter] | None = None,
     ) -> None:
         self.model, self.loss, self.batches = model, loss, list(batches)
-        chosen = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
+        chosen = (
+            [p for p in model.parameters() if p.requires_grad]
+            if parameters is None
+            else list(dict.fromkeys(parameters))
+        )
         if not chosen or not self.batches:
             raise ValueError("there is nothing to differentiate: give trainable parameters and at least one batch")
         self.parameters = chosen
@@ -96,7 +100,8 @@ class Hessian:
         with self._evaluation():
             for batch in self.batches:
                 gradients = self._gradients(batch, twice=True)
-                product = sum((g * v.to(g)).sum() for g, v in zip(gradients, parts, strict=True))
+                with torch.enable_grad():
+                    product = sum((g * v.to(g)).sum() for g, v in zip(gradients, parts, strict=True))
                 assert isinstance(product, Tensor)
                 if product.requires_grad:  # otherwise the loss is linear in the parameters
                     found = torch.autograd.grad(product, self.parameters, allow_unused=True)
@@ -155,14 +160,19 @@ class Hessian:
             tolerance: Of lambda_1, relative.
 
         Raises:
-            ValueError: At a stationary point, where the gradient has no direction.
+            ValueError: At a stationary point, where the gradient has no direction, and without curvature.
         """
         gradient = self.gradient()
         squared = torch.dot(gradient, gradient).item()
         if squared == 0.0:
             raise ValueError("the gradient is 0: at a stationary point it has no direction to be aligned")
         curvature = torch.dot(gradient, self @ gradient).item() / squared
-        return curvature / self.eigenvalues(tolerance=tolerance)[0]
+        largest = self.eigenvalues(tolerance=tolerance)[0]
+        if largest == 0.0:
+            raise ValueError(
+                "the largest eigenvalue is 0: a loss without curvature has no direction to be aligned with"
+            )
+        return curvature / largest
 
     def spherical_sharpness(self, tolerance: float = 1e-6) -> float:
         """|x|^2 lambda_1(H): the largest eigenvalue at x / |x|, for parameters whose common scale does not matter.
@@ -248,7 +258,8 @@ class Hessian:
         return [float(values[i]) for i in order], [torch.from_numpy(vectors[:, i].copy()).to(like) for i in order]
 
     def _gradients(self, batch: Any, twice: bool) -> list[Tensor]:
-        loss = self.loss(batch)
+        with torch.enable_grad():  # whatever the caller has
+            loss = self.loss(batch)
         found = torch.autograd.grad(loss, self.parameters, create_graph=twice, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
 
@@ -271,7 +282,7 @@ class Hessian:
         values = []
         for seed in (0, 1):
             with self._evaluation(), torch.no_grad():
-                torch.manual_seed(seed)
+                seed_observed(self.model, seed)
                 values.append(float(self.loss(self.batches[0])))
         if not all(map(math.isfinite, values)):
             raise ValueError(f"the loss is {values[0]}: where it is not finite it has no curvature")

@@ -121,7 +121,9 @@ def sgd_equilibrium(
     if gradient_norm is not None:
         scale = weight_decay * (1.0 - momentum) * (2.0 - product / (1.0 + momentum))
         norm = (lr * gradient_norm**2 / scale) ** 0.25
-    angle = math.atan(math.sqrt(product * (2.0 - product)) / (1.0 - product)) / math.sqrt(1.0 + momentum)
+    angle = 2.0 * math.asin(
+        math.sqrt(product / (2.0 * (1.0 + momentum)))
+    )  # its cosine: x's correlation from step to step
     return Equilibrium(angle, norm, 4, (1.0 - momentum) / (4.0 * product))
 
 

@@ -177,7 +177,7 @@ class EquivalentExponentialLR(LRScheduler):
         chosen = (
             [i for i, group in enumerate(optimizer.param_groups) if group.get("scale_invariant")]
             if groups is None
-            else list(groups)
+            else [_index(i, len(optimizer.param_groups)) for i in groups]
         )
         if not chosen:
             raise ValueError(
@@ -284,6 +284,13 @@ class EquivalentExponentialLR(LRScheduler):
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 buffer.mul_(factor)
+
+
+def _index(i: int, count: int) -> int:
+    """An index of a list as one from the beginning."""
+    if not -count <= i < count:
+        raise ValueError(f"the optimizer has {count} parameter groups, and none with the index {i}")
+    return i % count
 
 
 @dataclass

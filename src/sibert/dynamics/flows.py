@@ -74,7 +74,9 @@ def function_of(
         total = x.new_zeros(())
         with observed(model), sdpa_kernel(SDPBackend.MATH):
             for batch in batches:
-                total = total + functional_call(evaluation, values, (batch,)).to(x.dtype) / len(batches)
+                # Copies, for autograd will read them after the model's own have been put back.
+                copies = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+                total = total + functional_call(evaluation, values | copies, (batch,)).to(x.dtype) / len(batches)
         return total
 
     return function, torch.cat([p.detach().reshape(-1).double() for p in named.values()])
@@ -140,6 +142,11 @@ def project(loss: Function, x: Tensor, tolerance: float = 1e-10, evaluations: in
         )
         y = y - cg(product, rest, rtol=1e-2)[0]
         rest = gradient(y)
+    if not np.linalg.norm(rest) <= math.sqrt(tolerance):
+        raise ValueError(
+            f"Newton's steps have led away from the end of the flow, to |grad L| = {np.linalg.norm(rest):.2g}: the "
+            "loss is not smooth there, or its curvature falls off too fast; try a smaller tolerance"
+        )
     return torch.from_numpy(y).to(x)
 
 

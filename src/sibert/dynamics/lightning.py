@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from sibert.dynamics.rotation import Rotation, RotationRecorder
+from sibert.dynamics.rotation import Rotation, RotationRecorder, marked_groups
 from sibert.optim import InvariantGroup, ScaleInvariantModel
 
 __all__ = ["LightningRotation"]
@@ -54,9 +54,15 @@ class LightningRotation:
         for wrapped in trainer.optimizers:
             optimizer = getattr(wrapped, "optimizer", wrapped)
             own = {p for group in optimizer.param_groups for p in group["params"]}
-            mine = None if groups is None else {n: g for n, g in groups.items() if own & set(_parameters(g))}
-            if mine is None or mine:
+            marked = marked_groups(optimizer) if groups is None else groups
+            mine = {name: group for name, group in marked.items() if own & set(_parameters(group))}
+            if mine:
                 self.recorders.append(RotationRecorder(optimizer, mine, self.every))
+        if not self.recorders:
+            raise ValueError(
+                "no optimizer of the trainer steps a scale-invariant group: give groups={name: [parameters]}; `sibert "
+                "check` finds those of a model"
+            )
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Stop; the records stay.

@@ -18,6 +18,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ class GradientNoise:
         batch_size: B, examples of a batch.
         squared_mean: G, squared loss per squared parameter; an estimate, which may be negative where noise is all.
         trace: N, in the same unit.
-        squared_mean_error: Standard error of G, from blocks of the batches.
+        squared_mean_error: Standard error of G, from the estimates of blocks of the batches. G itself uses all pairs of
+            batches, and not those of a block alone, so that this is too large, up to four times, where noise is all.
         trace_error: That of N.
     """
 
@@ -132,7 +134,7 @@ def gradient_noise(
         loss: Mean loss of a batch as a scalar that depends on the parameters: `lambda batch: model(**batch).loss`.
         batches: At least 16 batches of equal size, drawn independently.
         batch_size: Examples of each.
-        parameters: Of which the gradients are taken; None = all trainable ones.
+        parameters: Of which the gradients are taken, each once, however often it is named; None = all trainable ones.
 
     Returns:
         The estimates.
@@ -140,7 +142,9 @@ def gradient_noise(
     Raises:
         ValueError: For fewer batches, or a gradient that is not finite.
     """
-    chosen = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
+    chosen = (
+        [p for p in model.parameters() if p.requires_grad] if parameters is None else list(dict.fromkeys(parameters))
+    )
     if not chosen:
         raise ValueError("there is nothing to differentiate: no parameter requires a gradient")
     batches = list(batches)
@@ -156,7 +160,7 @@ def gradient_noise(
             block = batches[k * len(batches) // BLOCKS : (k + 1) * len(batches) // BLOCKS]
             own, own_squares = [torch.zeros_like(p) for p in chosen], 0.0
             for batch in block:
-                gradient = _gradient(loss(batch), chosen)
+                gradient = _gradient(partial(loss, batch), chosen)
                 own_squares += squared_norm(gradient, home).item()
                 torch._foreach_add_(own, gradient)
             if not math.isfinite(own_squares):
@@ -198,9 +202,14 @@ def square_root_scaling(
     return {"lr": lr * math.sqrt(kappa), "betas": scaled, "eps": eps / math.sqrt(kappa)}
 
 
-def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+def _gradient(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Dense, of every parameter, whatever the caller has switched off."""
+    with torch.enable_grad():
+        found = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    return [
+        torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+        for p, g in zip(parameters, found, strict=True)
+    ]
 
 
 def _estimate(count: int, squares: float, squared_sum: float) -> tuple[float, float]:

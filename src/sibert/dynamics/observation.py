@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["observed"]
+__all__ = ["observed", "seed_observed"]
 
 
 @contextmanager
@@ -22,12 +22,36 @@ def observed(model: nn.Module) -> Iterator[None]:
     Yields:
         None
     """
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
-        with torch.random.fork_rng(sorted(device.index or 0 for device in devices)):
+        with torch.random.fork_rng(_devices(model)):
             yield
     finally:
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer  # a forward pass may have put another tensor there
+                # Only what has changed: autograd refuses to read a buffer again that has been written to.
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def seed_observed(model: nn.Module, seed: int) -> None:
+    """Seed the generators that `observed` puts back; torch.manual_seed would reach all others, too.
+
+    Args:
+        model: The observed one.
+        seed: Of the generators of the CPU and of the model's devices.
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in _devices(model):
+        torch.cuda.default_generators[device].manual_seed(seed)
+
+
+def _devices(model: nn.Module) -> list[int]:
+    """Indices of the model's CUDA devices."""
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

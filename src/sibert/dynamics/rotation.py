@@ -58,7 +58,8 @@ class RotationRecorder:
     """Measures some steps of an optimizer, and leaves model, loop, random numbers and results as they are.
 
     `RotationRecorder(optimizer)` before the loop is all; `records` has the measurements. On a measured step it keeps a
-    copy of the groups' parameters. Parameters may be sharded (FSDP2): then every process has to have a recorder.
+    copy of the groups' parameters. It reads `.grad` after the step, and records nothing of groups that have none then,
+    as with `GradientRelease`. Parameters may be sharded (FSDP2): then every process has to have a recorder.
 
     Args:
         optimizer: Any torch optimizer that calls its step hooks (children of a `Hybrid` do not: give it the Hybrid).
@@ -90,7 +91,7 @@ class RotationRecorder:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        self.groups = _own_groups(optimizer) if groups is None else dict(map(_as_invariant_group, groups.items()))
+        self.groups = marked_groups(optimizer) if groups is None else dict(map(_as_invariant_group, groups.items()))
         if not self.groups:
             raise ValueError(
                 "no parameter group is marked scale_invariant: give groups={name: [parameters]}; `sibert check` finds "
@@ -126,7 +127,7 @@ class RotationRecorder:
         for name, old in before.items():
             group = self.groups[name]
             parameters = _members(group)
-            if any(p.grad is None for p in parameters):
+            if all(p.grad is None for p in parameters):
                 continue  # it did not take part in the step
             measure = self._of_rows if group.rows else self._of_vector
             self.records.append(measure(name, old, parameters))
@@ -201,7 +202,15 @@ class RotationRecorder:
         return found.pop() if len(found) == 1 else None
 
 
-def _own_groups(optimizer: Optimizer) -> dict[str, InvariantGroup]:
+def marked_groups(optimizer: Optimizer) -> dict[str, InvariantGroup]:
+    """Find the groups that an optimizer marks as scale invariant, by name.
+
+    Args:
+        optimizer: Any.
+
+    Returns:
+        Often none.
+    """
     return {
         group.get("name", f"group {i}"): InvariantGroup(
             [(str(k), p) for k, p in enumerate(group["params"])], bool(group.get("rows"))
@@ -225,7 +234,8 @@ def _members(group: InvariantGroup) -> list[nn.Parameter]:
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
-    assert gradient is not None
+    if gradient is None:  # a member without, of a group that has taken part in the step
+        return torch.zeros_like(parameter)
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 

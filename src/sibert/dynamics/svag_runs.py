@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,26 +33,28 @@ class SVAGComparison:
         levels: l of each kind of run; 0 = noisy gradient descent.
         means: By test function and level, the mean at each time.
         errors: Likewise, its standard error.
+        runs: Of each level.
     """
 
     times: tuple[int, ...]
     levels: tuple[int, ...]
     means: Mapping[str, Mapping[int, tuple[float, ...]]]
     errors: Mapping[str, Mapping[int, tuple[float, ...]]]
+    runs: int
 
     def band(self, name: str, level: int) -> tuple[tuple[float, float], ...]:
-        """The 95 % confidence interval at each time.
+        """The 95 % confidence interval at each time, by Student's t; not a number where a run has diverged.
 
         Args:
             name: Of the test function.
             level: l.
         """
-        width = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2.0)
+        width = _quantile(1.0 - CONFIDENCE, self.runs - 1)
         pairs = zip(self.means[name][level], self.errors[name][level], strict=True)
         return tuple((mean - width * error, mean + width * error) for mean, error in pairs)
 
     def separation(self, name: str, level: int, against: int = 1) -> float:
-        """The largest difference of two levels over the grid, in standard errors of the difference.
+        """The largest difference of two levels over the grid, in standard errors; infinite where a run has diverged.
 
         Args:
             name: Of the test function.
@@ -62,12 +65,14 @@ class SVAGComparison:
         for t in range(len(self.times)):
             difference = abs(self.means[name][level][t] - self.means[name][against][t])
             error = math.hypot(self.errors[name][level][t], self.errors[name][against][t])
+            if not math.isfinite(difference):
+                return math.inf
             if difference > 0.0:
                 worst = max(worst, difference / error if error > 0.0 else math.inf)
         return worst
 
     def agree(self, name: str, level: int, against: int = 1) -> bool:
-        """Whether no difference over the grid is significant at 95 %, all times together (Bonferroni).
+        """Whether no difference over the grid is significant at 95 %, all times together: Welch's t, and Bonferroni.
 
         Args:
             name: Of the test function.
@@ -75,7 +80,20 @@ class SVAGComparison:
             against: Another one.
         """
         share = (1.0 - CONFIDENCE) / len(self.times)
-        return self.separation(name, level, against) <= statistics.NormalDist().inv_cdf(1.0 - share / 2.0)
+        for t in range(len(self.times)):
+            one, other = (self.errors[name][which][t] ** 2 for which in (level, against))
+            difference = abs(self.means[name][level][t] - self.means[name][against][t])
+            freedom = (self.runs - 1) * (one + other) ** 2 / (one**2 + other**2) if one + other > 0.0 else math.inf
+            if not difference <= _quantile(share, freedom) * math.sqrt(one + other):
+                return False
+        return True
+
+
+def _quantile(share: float, freedom: float) -> float:
+    """Student's t beyond which, on both sides together, a share lies; the normal one for infinite freedom."""
+    from scipy.stats import norm, t
+
+    return float(norm.ppf(1.0 - share / 2.0) if freedom == math.inf else t.ppf(1.0 - share / 2.0, freedom))
 
 
 def compare_svag(
@@ -103,10 +121,10 @@ def compare_svag(
         runs: Of each level, at least 2; all independent.
         schedule: Factor of the learning rate by step of the optimizer's own.
         noisy: For level 0: the mean loss of all examples, weighted by `gaussian_example_weights`.
-        seed: Of all batches.
+        seed: Of all batches, at least 0.
 
     Returns:
-        Means and standard errors.
+        Means and standard errors; a level of which a run diverges agrees with none.
 
     Raises:
         ValueError: For a grid that does not fit, too few runs, or level 0 without `noisy`.
@@ -121,22 +139,28 @@ def compare_svag(
     seen: dict[str, dict[int, list[list[float]]]] = {name: {level: [] for level in levels} for name in tests}
     for i, level in enumerate(levels):
         for run in range(runs):
-            generator = torch.Generator().manual_seed(seed + 1_000_003 * i + run)
+            # Two calls with different seeds share no run; torch's generator reads 32 bits of a seed.
+            own = np.random.SeedSequence([seed, i, run]).generate_state(1)
+            generator = torch.Generator().manual_seed(int(own[0]))
             draw = noisy if level == 0 and noisy is not None else loss
             for name, values in _run(make, draw, tests, steps, every, max(level, 1), schedule, generator).items():
                 seen[name][level].append(values)
-    means = {
-        n: {level: tuple(map(statistics.fmean, zip(*v, strict=True))) for level, v in s.items()}
-        for n, s in seen.items()
+    both = {
+        name: {level: tuple(_mean_and_error(at) for at in zip(*values, strict=True)) for level, values in of.items()}
+        for name, of in seen.items()
     }
-    errors = {
-        n: {
-            level: tuple(statistics.stdev(at) / math.sqrt(runs) for at in zip(*v, strict=True))
-            for level, v in s.items()
-        }
-        for n, s in seen.items()
-    }
-    return SVAGComparison(times, tuple(levels), means, errors)
+    means, errors = (
+        {name: {level: tuple(pair[k] for pair in pairs) for level, pairs in of.items()} for name, of in both.items()}
+        for k in (0, 1)
+    )
+    return SVAGComparison(times, tuple(levels), means, errors, runs)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """And its standard error; neither is a number where a run has diverged."""
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _run(

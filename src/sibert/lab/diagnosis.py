@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sibert.dynamics import GradientNoise, Hessian, gradient_noise
+from sibert.dynamics.observation import seed_observed
 from sibert.lab.diagnosis_advice import Finding, advice
 from sibert.lab.diagnosis_groups import (
     Group,
@@ -153,7 +153,9 @@ def diagnose(
         ValueError: For too few batches, or a loss or gradients that are not finite.
     """
     chosen = list(islice(batches, BATCHES))
-    fixed, few = _with_fixed_masks(loss), chosen[:FEW_BATCHES]
+    if not chosen:
+        raise ValueError("there are no batches: give at least 16, drawn independently")
+    fixed, few = _with_fixed_masks(model, loss), chosen[:FEW_BATCHES]
     claimed = claimed_groups(model, groups)
     named = candidates(model) if claimed is None else claimed
     seen = dict(zip(named, moments(model, loss, chosen[:GROUP_BATCHES], named), strict=True))
@@ -205,11 +207,11 @@ def _stand(
     return found, known
 
 
-def _with_fixed_masks(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+def _with_fixed_masks(model: nn.Module, loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
     """The same dropout masks at each call: a function of the parameters."""
 
     def fixed(batch: Any) -> Tensor:
-        torch.manual_seed(0)  # within `observed`, which puts the generators back
+        seed_observed(model, 0)  # within `observed`, which puts the generators back
         return loss(batch)
 
     return fixed
@@ -262,12 +264,14 @@ def _rates_of_entries(
         return None
     found: list[float | Tensor] = []
     states = {p: state for child in children(optimizer) for p, state in child.state.items()}
+    epsilons = {p: group.get("eps", 1e-8) for group in optimizer.param_groups for p in group["params"]}
     for p in one.group.members:
         state = states.get(p, {})
         if "exp_avg_sq" not in state:
             return None
-        second = state["exp_avg_sq"] / (1.0 - rates.betas[1] ** float(state["step"]))
-        found.append(rates.lr / (second.sqrt() + 1e-8))
+        largest = state.get("max_exp_avg_sq", state["exp_avg_sq"])  # AMSGrad's
+        second = largest / (1.0 - rates.betas[1] ** float(state["step"]))
+        found.append(rates.lr / (second.sqrt() + epsilons[p]))
     return found, 2.0 * (1.0 + rates.betas[0]) / (1.0 - rates.betas[0])
 
 

@@ -298,8 +298,10 @@ def moments(model: nn.Module, loss: Loss, batches: Sequence[Any], groups: Sequen
     losses = []
     with observed(model):
         for batch in batches:
-            value = loss(batch)
+            with torch.enable_grad():  # whatever the caller has
+                value = loss(batch)
             found = torch.autograd.grad(value, parameters, allow_unused=True) if parameters else ()
+            found = tuple(g.to_dense() if g is not None and g.is_sparse else g for g in found)
             losses.append(float(value.detach()))
             by_parameter = dict(zip(parameters, found, strict=True))
             for i, group in enumerate(groups):

@@ -3,7 +3,7 @@
 At the end of most runs the learning rate is close to 0, and says nothing about the run. So norms, angles and clipping
 are those that the run has recorded while its learning rate was at least half of the largest, in the later half of that
 time; time is counted in steps at the mean rate of it. Curvature is that of the model that is left, and is compared with
-the learning rates of the last step.
+the learning rates of the last step; of a BERT under SGD, whose groups have no records but their rates, of that time.
 """
 
 import math
@@ -30,7 +30,7 @@ from sibert.models import (
 )
 from sibert.reporting import Run, load_run
 from sibert.training import PretrainRecipe, RunDirectory
-from sibert.training.pretrain import TWIN_LR, TWIN_WEIGHT_DECAY
+from sibert.training.pretrain import TWIN_WEIGHT_DECAY
 from sibert.training.pretraining_corpus import pretraining_corpus
 
 __all__ = ["diagnose_run"]
@@ -151,7 +151,8 @@ def _recorded(
         decay = TWIN_WEIGHT_DECAY if recipe.weight_decay is None else recipe.weight_decay
         if name == "lamb":  # its balance is not known
             return {}, {}
-        return Rates("adamw" if name == "adamw" else "sgd", recipe.lr or TWIN_LR[name], decay), {}
+        lr = statistics.fmean(one["lr"] for groups in window for one in groups.values() if "lr" in one)
+        return Rates("adamw" if name == "adamw" else "sgd", lr, decay), {}
     rates, standings = {}, {}
     two_sided = recipe.two_sided
     if two_sided is None:

@@ -93,7 +93,6 @@ def _valley(kind: str, eta: float, starts: int) -> dict[str, Any]:
         "path": path,
         "root_sum": (sums[1:] + sums[:-1]).mean().item(),
         "stableness_sum": (inverse[1:] + inverse[:-1]).mean().item(),
-        "stableness_error": ((inverse[1:] + inverse[:-1]) - 1.0).abs().mean().item(),
     }
 
 

@@ -18,10 +18,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
         values: At least two.
 
     Returns:
-        The mean; half the width.
+        The mean; half the width. Neither is a number if one of the values is not finite.
     """
     from scipy.stats import t
 
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
     spread = statistics.stdev(values) / math.sqrt(len(values))
     return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * spread
 

@@ -7,9 +7,10 @@ drift is
 
     -(c/4) P_T grad tr H.
 
-Here: linear regression with w = u^2 - v^2 (entrywise), where tr H on the manifold is 8 |w|_1 for features +-1. From any
-start SGD with labels y +- delta finds a solution of least l1 norm, the sparse one, from O(k log d) examples; gradient
-descent from the same large start finds nearly the one of least l2 norm, and needs about d.
+Here: linear regression with w = u^2 - v^2 (entrywise), where tr H on the manifold is 8 (|u|^2 + |v|^2) for features
++-1, at least 8 |w|_1. From any start SGD with labels y +- delta finds a solution of least l1 norm, the sparse one,
+from O(k log d) examples; gradient descent from the same large start finds nearly the one of least l2 norm, and needs
+about d.
 
 arXiv 2110.06914. The constants for this loss are derived here.
 """

@@ -144,7 +144,7 @@ def _product() -> dict[str, list[float]]:
 
     def invariant(
         w_KD: Tensor,
-    ) -> Tensor:  # each factor the first coordinate of a direction, times the fourth root of 6
+    ) -> Tensor:  # each factor the first coordinate of a direction, times the eighth root of 6
         unit_KD = w_KD / w_KD.norm(dim=1, keepdim=True)
         return logistic(6.0 * unit_KD[:, 0].prod())
 
