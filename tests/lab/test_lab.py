@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import types
 
 import numpy as np
@@ -317,18 +318,21 @@ class TestIntervals:
         held = [abs(mean - 1.0) <= half for mean, half in (mean_interval(row.tolist()) for row in draws)]
         assert 0.9 < np.mean(held) < 0.96  # a little less, for exponentials are skewed
 
-    def test_blocks_know_what_single_observations_do_not(self):
-        noise = np.random.default_rng(0).standard_normal((400, 1000))
+    @pytest.mark.parametrize(("memory", "at_least"), [(100, 0.86), (25, 0.9)])
+    def test_blocks_know_what_single_observations_do_not(self, memory, at_least):
+        noise = np.random.default_rng(0).standard_normal((400, 800))
+        kept = math.exp(-1.0 / memory)
         series = np.empty_like(noise)
-        series[:, 0] = noise[:, 0]
-        for t in range(1, 1000):
-            series[:, t] = 0.9 * series[:, t - 1] + noise[:, t]
+        series[:, 0] = noise[:, 0] / math.sqrt(1.0 - kept**2)
+        for t in range(1, 800):
+            series[:, t] = kept * series[:, t - 1] + noise[:, t]
 
         def held(interval):
-            return np.mean([abs(mean) <= half for mean, half in (interval(row.tolist()) for row in series[:, 200:])])
+            return np.mean([abs(mean) <= half for mean, half in (interval(row.tolist()) for row in series)])
 
-        assert held(block_interval) > 0.9
-        assert held(mean_interval) < 0.6
+        assert held(block_interval) > at_least
+        assert held(lambda row: block_interval(row, statistics.median)) > at_least
+        assert held(mean_interval) < 0.4
 
     def test_the_bootstrap_finds_the_width_of_a_mean_and_is_the_same_each_time(self):
         values = np.random.default_rng(1).standard_normal(400)

@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 
 from sibert.dynamics import RotationRecorder
 from sibert.lab.experiment import Scale, Verdict
-from sibert.lab.intervals import block_interval, bootstrap, mean_interval
+from sibert.lab.intervals import BLOCKS, BY_BLOCKS, block_interval, bootstrap, mean_interval
 from sibert.lab.problems import masked_text, sibert, text
 from sibert.models import INVARIANCES
 from sibert.optim import ClippedSGD, InvariantGroup, build_optimizer
@@ -65,8 +65,7 @@ ACTIVE = 0.5
 
 
 APART = ", both of the ratio as if they were independent"
-BLOCKS = 10
-BY_BLOCKS, BY_ROWS = f"t, {BLOCKS} blocks of steps", f"normal, {ROWS} rows"
+BY_ROWS = f"normal, {ROWS} rows"
 
 
 def measure(scale: Scale) -> dict[str, Any]:

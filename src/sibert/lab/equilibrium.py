@@ -35,7 +35,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sibert.dynamics import Equilibrium, RotationRecorder, adamw_equilibrium, sgd_equilibrium
 from sibert.lab.experiment import Scale, Verdict
-from sibert.lab.intervals import block_interval, mean_interval
+from sibert.lab.intervals import BY_BLOCKS, block_interval, mean_interval
 from sibert.lab.problems import masked_text, sibert, text
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ MINUTES: dict[Scale, float] = {"smoke": 1.0, "default": 5.0, "full": 30.0}
 ENTRIES, GRADIENT, REPLICAS = 800, 3.0, 16
 T_REPLICAS = 2.131
 """Student's t at 97.5 % for as many replicas."""
-BY_REPLICAS, BY_BLOCKS = f"t, {REPLICAS} replicas", "t, 10 blocks of steps"
+BY_REPLICAS = f"t, {REPLICAS} replicas"
 LR, DECAY = 0.1, 1e-3
 BETAS = (0.9, 0.99)
 Make = Callable[[list[nn.Parameter]], Optimizer]

@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["block_interval", "bootstrap", "mean_interval"]
+__all__ = ["BLOCKS", "BY_BLOCKS", "block_interval", "bootstrap", "mean_interval"]
 
 RESAMPLED = 1000
+BLOCKS = 4
+"""Few, so that they are long: of values that remember each other for an eighth to a 32nd of the time that is averaged
+over, intervals of 95 % hold in 90 to 93 of 100 cases; of ten blocks in 72 to 85."""
+BY_BLOCKS = f"t, {BLOCKS} blocks of steps"
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -28,21 +32,23 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * spread
 
 
-def block_interval(values: Sequence[float], blocks: int = 10) -> tuple[float, float]:
-    """The same of observations that follow each other: means of blocks of them count as independent.
+def block_interval(
+    values: Sequence[float], statistic: Callable[[Sequence[float]], float] = statistics.fmean
+) -> tuple[float, float]:
+    """The same of observations that follow each other: `BLOCKS` blocks of them count as independent.
 
     Args:
         values: In the order of time; what does not fill a block is left out at the start.
-        blocks: How many; each has to be longer than values remember each other.
+        statistic: Of each block, and of all of them: the mean, or a median where some values are far out.
 
     Returns:
-        The mean; half the width. Infinite if there are fewer values than blocks.
+        The statistic of all values; half the width. Infinite if there are fewer values than blocks.
     """
-    size = len(values) // blocks
+    size = len(values) // BLOCKS
     if size == 0:
-        return statistics.fmean(values), math.inf
-    late = values[len(values) - size * blocks :]
-    return mean_interval([statistics.fmean(late[k * size : (k + 1) * size]) for k in range(blocks)])
+        return statistic(values), math.inf
+    late = values[len(values) - size * BLOCKS :]
+    return statistic(late), mean_interval([statistic(late[k * size : (k + 1) * size]) for k in range(BLOCKS)])[1]
 
 
 def bootstrap(draw: Callable[[np.random.Generator], float], seed: int = 0) -> float:

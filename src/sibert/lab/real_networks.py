@@ -23,7 +23,6 @@ tolerance of 10 % where the toys of `edge-of-stability` have 0.2 %.
 arXiv 2103.00065 (the edge), 2206.07085 (the sphere).
 """
 
-import math
 import statistics
 from collections.abc import Callable
 from itertools import pairwise
@@ -36,6 +35,7 @@ from torch.optim import SGD
 
 from sibert.dynamics import Hessian, function_of
 from sibert.lab.experiment import Scale, Verdict
+from sibert.lab.intervals import BY_BLOCKS, block_interval
 from sibert.lab.pictures import pictures
 from sibert.lab.problems import CLASSES, NormalizedNet, masked_text, sibert, text
 
@@ -209,9 +209,6 @@ class _Way:
         return mean.eigenvalues(tolerance=tolerance)[0]
 
 
-NORMAL, QUARTILES = "normal, of the observations", "from the quartiles of the observations"
-
-
 def _edge(run: dict[str, Any]) -> list[float]:
     """Rate times sharpness, with weight decay on the sphere: 2 at the edge."""
     key = "on_the_way" if "on_the_way" in run["rows"][0] else "sharpness"  # the last window is not full
@@ -226,15 +223,9 @@ def _spherical(run: dict[str, Any]) -> list[float]:
     return [row["sharpness"] * row["squared_norm"] for row in run["rows"]]
 
 
-def _band(values: list[float]) -> float:
-    """Half width of the 95 % interval of a mean of observations."""
-    return 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def _median_band(values: list[float]) -> float:
-    """The same of a median, from the quartiles: one eigenvalue next to a kink may be a hundred times the others."""
-    low, _, high = statistics.quantiles(values, n=4)
-    return 1.96 * 1.25 * (high - low) / 1.35 / math.sqrt(len(values))
+    """Half the interval of a median: one eigenvalue next to a kink may be a hundred times the others."""
+    return block_interval(values, statistics.median)[1]
 
 
 def _sharpened(run: dict[str, Any]) -> float:
@@ -288,8 +279,8 @@ def _plain_verdicts(run: dict[str, Any], flow: dict[str, Any]) -> list[Verdict]:
             statistics.fmean(_late(edge)),
             2.0,
             0.1,
-            error=_band(_late(edge)),
-            interval=NORMAL,
+            error=block_interval(_late(edge))[1],
+            interval=BY_BLOCKS,
         ),
         Verdict.at_least("plain network: share of the second half's steps in which the loss rises", _rises(run), 0.05),
         Verdict.at_most("plain network: loss at the end over that at half time", late[-1] / late[0], 1.0),
@@ -306,7 +297,7 @@ def _on_average(run: dict[str, Any]) -> Verdict:
         2.0,
         0.1,
         error=_median_band(values),
-        interval=QUARTILES,
+        interval=BY_BLOCKS,
     )
 
 
@@ -346,7 +337,7 @@ def _same_time(fast: dict[str, Any], slow: dict[str, Any]) -> Verdict:
         1.0,
         0.2,
         error=_median_band(ratios),
-        interval=QUARTILES,
+        interval=BY_BLOCKS,
     )
 
 

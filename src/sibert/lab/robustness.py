@@ -26,11 +26,12 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sibert.lab.experiment import Scale, Verdict
 from sibert.lab.intervals import mean_interval
+from sibert.optim import ClippedSGD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def measure(scale: Scale) -> dict[str, Any]:
         "weights": [_steps_needed(FACTORS, [1.0] * len(FACTORS), seed) for seed in range(SEEDS)],
         "loss": [_steps_needed([1.0] * len(FACTORS), FACTORS, seed) for seed in range(SEEDS)],
         "rate": [_steps_needed([1.0] * len(FACTORS), [1.0] * len(FACTORS), seed, FACTORS) for seed in range(SEEDS)],
-        "tails": {name: _heavy_tails(clip, steps) for name, clip in (("clipped", CLIP), ("unclipped", math.inf))},
+        "tails": {name: _heavy_tails(clip, steps) for name, clip in (("clipped", CLIP), ("unclipped", None))},
         "examples": {"product": _product(), "factorisation": _factorisation()},
     }
 
@@ -96,20 +97,25 @@ def _steps_needed(weights: list[float], losses: list[float], seed: int, rates: l
     return needed_E.tolist()
 
 
-def _heavy_tails(clip: float, steps: int) -> dict[str, Any]:
-    """Norms of copies by step where gradient norms have the tail P(g > s) = s^-2.5."""
+def _heavy_tails(clip: float | None, steps: int) -> dict[str, Any]:
+    """Norms of copies by step, rows of `ClippedSGD`, where gradient norms have the tail P(g > s) = s^-2.5."""
     generator = torch.Generator().manual_seed(1)
-    product = LR * DECAY
     # E g^2 = 5 at x / |x|
-    squared_C = torch.full((COPIES,), math.sqrt(LR * 5.0 / (2.0 * DECAY)), dtype=torch.float64)
+    start = (LR * 5.0 / (2.0 * DECAY)) ** 0.25
+    rows_CK = nn.Parameter(start * torch.tensor([[1.0, 0.0]] * COPIES, dtype=torch.float64))
+    group = {"params": [rows_CK], "rows": True}
+    optimizer = ClippedSGD([group], LR, DECAY, clip=None if clip is None else math.sqrt(clip))
     norms_TC, growth = torch.empty(steps, COPIES, dtype=torch.float64), 0.0
-    for t in range(steps):
-        g_C = torch.rand(COPIES, generator=generator, dtype=torch.float64) ** (-1.0 / 2.5) / squared_C.sqrt()
-        g_C = torch.minimum(g_C, (2.0 * clip * DECAY / LR * squared_C).sqrt())
-        new_C = (1.0 - product) ** 2 * squared_C + LR**2 * g_C**2
-        growth = max(growth, (new_C / squared_C).max().item())
-        squared_C = new_C
-        norms_TC[t] = squared_C.sqrt()
+    with torch.no_grad():
+        for t in range(steps):
+            across_CK = torch.stack((-rows_CK[:, 1], rows_CK[:, 0]), 1)
+            squared_C1 = rows_CK.square().sum(1, keepdim=True)
+            g_C1 = torch.rand(COPIES, 1, generator=generator, dtype=torch.float64) ** (-1.0 / 2.5)
+            rows_CK.grad = g_C1 * across_CK / squared_C1
+            optimizer.step()
+            new_C1 = rows_CK.square().sum(1, keepdim=True)
+            growth = max(growth, (new_C1 / squared_C1).max().item())
+            norms_TC[t] = new_C1.sqrt().squeeze(1)
     norms_TC /= norms_TC.median(0).values
     return {
         "largest": norms_TC.max(0).values.tolist(),
