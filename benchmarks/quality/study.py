@@ -230,15 +230,15 @@ class Study:
     def final(self) -> None:
         """The long budget.
 
-        The best variation of a finalist's recipe has to confirm itself against the plain one. With the better of the
-        two it goes down the grid from the best rate of the search to one that beats both neighbours, which is then
-        run with the other seeds. The others are run at the best rate of the search.
+        A finalist goes along the grid from the best rate of the search to one that beats both neighbours. There the
+        best variation of its recipe has to confirm itself against the plain one; with the better of the two it goes on
+        to a rate that beats both neighbours, which is then run with the other seeds. The others are run at the best
+        rate of the search.
         """
         finalists = self.finalists()
-        self.run(self.long(name, self.best_rate(name), options=self.best_options(name)) for name in finalists)
-        self.run(self.long(name, self.best_rate(name), options=PLAIN) for name in finalists)
-        while missing := [trial for name in finalists for trial in self.around(name) if trial.key not in self.records]:
-            self.run(missing)
+        self._descend(finalists)
+        self.run(self.long(name, self.final_rate(name), options=self.best_options(name)) for name in finalists)
+        self._descend(finalists)
         self.run(
             self.long(name, self.final_rate(name), seed=seed) for seed in self.scale.seeds[1:] for name in finalists
         )
@@ -247,6 +247,12 @@ class Study:
         # The paper reports its gap after equal and after twice the steps.
         self.run([self.long("sibert-joint", self.final_rate("sibert-joint"), tokens=2 * self.scale.long)])
         self.run(self.long(name, self.best_rate(name)) for name in CONTESTANTS if name not in finalists)
+
+    def _descend(self, contestants: Sequence[str]) -> None:
+        while missing := [
+            trial for name in contestants for trial in self.around(name) if trial.key not in self.records
+        ]:
+            self.run(missing)
 
     def around(self, contestant: str) -> list[Trial]:
         """The long trials at the best rate so far and at its neighbours."""
@@ -265,14 +271,14 @@ class Study:
         )
 
     def final_options(self, contestant: str) -> dict[str, Any]:
-        """The better of the plain recipe and its best variation at the long budget; the latter before there is any."""
+        """The better of the plain recipe and its best variation at the long budget; the former before there is any."""
         found = self.best_options(contestant)
         known = [
             (min(losses.values()), index, options)
             for index, options in enumerate([PLAIN, found])
             if (losses := self.search(contestant, tokens=self.scale.long, options=options))
         ]
-        return min(known)[2] if known else found
+        return min(known)[2] if known else PLAIN
 
     def final_rate(self, contestant: str) -> float:
         """The rate with the lowest loss at the long budget, seed 0; before there is any, that of the search."""

@@ -63,7 +63,7 @@ FINER = 8
 """Steps of the plain network's flow for one of descent."""
 TEXT_FINER, TEXT_SHORTER, WINDOWS = 4, 0.25, 12
 """SIBERT sharpens so far that steps of a quarter are no flow: they are at an edge of their own, four times as sharp.
-And how many windows there are in the longer run."""
+And how many windows there are in a run."""
 
 
 def measure(scale: Scale) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     x, y = x[:EXAMPLES], y[:EXAMPLES]
     normalized = [_normalized(x, y, product, share, points) for product in PRODUCTS]
     windows = max(4, round(WINDOWS * points / 60))
-    texts = [_text(share, windows, 1), _text(share * TEXT_SHORTER, max(4, windows // 2), TEXT_FINER)]
+    texts = [_text(share, windows, 1), _text(share * TEXT_SHORTER, windows, TEXT_FINER)]
     return {"runs": [plain, *normalized, *texts], "flow": flow}
 
 
