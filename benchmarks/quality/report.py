@@ -228,7 +228,8 @@ def batch_table(study: Study) -> str:
     for name in study.finalists():
         cells = []
         for size in sizes:
-            losses = study.search(name, tokens_per_step=size, options=study.best_options(name))
+            recipes = (study.best_options(name), PLAIN)  # the latter until there are runs with the former
+            losses = next(filter(None, (study.search(name, tokens_per_step=size, options=o) for o in recipes)), {})
             rate = min(losses, key=losses.__getitem__, default=None)
             cells.append("" if rate is None else f"{shown(losses[rate])} ({rate:g})")
         rows.append([CONTESTANTS[name].label, *cells])
