@@ -60,6 +60,8 @@ ROBUSTNESS: list[dict[str, Any]] = [
 DEPTHS = (2, 12, 24)
 PRELOAD = ["sibert.models", "sibert.training", "transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm"]
 """What takes long to import. (Python 3.11's fork server does not look in the script's folder, where `trial` is.)"""
+CONFIRMED = 0.02
+"""Nats by which a variation has to be better in a long run: rounding alone makes as much (LOGBOOK, 2026-11-25)."""
 MISJUDGED_RATE = 4e-3
 """eta lambda of the phase `misjudged`, where the schedule is constant: a factor of 100 then costs ln(10) / 0.004 = 576
 steps."""
@@ -271,14 +273,13 @@ class Study:
         )
 
     def final_options(self, contestant: str) -> dict[str, Any]:
-        """The better of the plain recipe and its best variation at the long budget; the former before there is any."""
+        """The best variation of the recipe if it is clearly better than the plain one at the long budget; else that."""
         found = self.best_options(contestant)
-        known = [
-            (min(losses.values()), index, options)
-            for index, options in enumerate([PLAIN, found])
-            if (losses := self.search(contestant, tokens=self.scale.long, options=options))
-        ]
-        return min(known)[2] if known else PLAIN
+        plain, varied = (
+            min(self.search(contestant, tokens=self.scale.long, options=options).values(), default=float("inf"))
+            for options in (PLAIN, found)
+        )
+        return found if varied < plain - CONFIRMED else PLAIN
 
     def final_rate(self, contestant: str) -> float:
         """The rate with the lowest loss at the long budget, seed 0; before there is any, that of the search."""
