@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
     BertTokenizer,
     pipeline,
 )
@@ -21,6 +22,9 @@ from transformers import (
 from sibert.models import (
     INVARIANCES,
     SIZES,
+    BertTwinForMaskedLM,
+    BertTwinForPreTraining,
+    ModernBertTwinForMaskedLM,
     SibertConfig,
     SibertForMaskedLM,
     SibertForMultipleChoice,
@@ -29,6 +33,7 @@ from sibert.models import (
     SibertForSequenceClassification,
     SibertForTokenClassification,
     SibertModel,
+    modern_bert_config,
 )
 from sibert.models.masked_lm_loss import masked_lm_loss, next_sentence_loss
 from tests.models.builders import deep_config, roughened
@@ -253,6 +258,20 @@ def test_an_untied_decoder_is_resized_as_what_it_is(size, batch, tmp_path):
     assert model.scale_invariant_groups().keys() == groups.keys()
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(SibertForMaskedLM.from_pretrained(tmp_path).eval()(ids).logits, model(ids).logits)
+
+
+def test_twins_return_what_their_models_do(batch):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 97}
+    bert = BertConfig(**sizes, intermediate_size=64)
+    modern = modern_bert_config(**sizes, intermediate_size=96, pad_token_id=0)
+    ids = batch["input_ids"]
+    for twin in (BertTwinForMaskedLM(bert), BertTwinForPreTraining(bert), ModernBertTwinForMaskedLM(modern)):
+        outputs = twin.eval()(ids, labels=ids, output_hidden_states=True)
+        assert len(outputs.hidden_states) == 3
+        logits = outputs.get("logits", outputs.get("prediction_logits"))
+        shorter = twin(ids, labels=ids, return_dict=False)
+        assert isinstance(shorter, tuple)
+        assert any(one.shape == logits.shape and torch.equal(one, logits) for one in shorter)
 
 
 def test_positions_may_be_those_of_all_sequences(config, batch):

@@ -419,3 +419,9 @@ def assert_rules_of_torch(operator, batch=1, groups=1):
 @pytest.mark.parametrize(("batch", "groups"), [(1, 1), (1, 2), (2, 2)])  # which of them are views differs
 def test_the_operator_keeps_the_rules_of_torch(batch, groups):
     assert_rules_of_torch(blocked_relu_attention, batch, groups)
+
+
+@pytest.mark.parametrize("backend", ["reference", "deferred", "blocked"])
+def test_without_keys_dropout_leaves_zero(backend):
+    query, nothing = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 0, 4)
+    assert not relu_attention(query, nothing, nothing, dropout_p=0.5, backend=backend)[0].any()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sibert.dynamics.observation import observed, seed_observed
+from sibert.dynamics.observation import observed, observed_parameters, seed_observed
 from sibert.dynamics.radial import radial_tolerance
 
 __all__ = ["Estimate", "Hessian", "stability_line"]
@@ -64,11 +64,7 @@ class Hessian:
         parameters: Sequence[nn.Parameter] | None = None,
     ) -> None:
         self.model, self.loss, self.batches = model, loss, list(batches)
-        chosen = (
-            [p for p in model.parameters() if p.requires_grad]
-            if parameters is None
-            else list(dict.fromkeys(parameters))
-        )
+        chosen = observed_parameters(model, parameters)
         if not chosen or not self.batches:
             raise ValueError("there is nothing to differentiate: give trainable parameters and at least one batch")
         self.parameters = chosen

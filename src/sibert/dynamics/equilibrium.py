@@ -121,9 +121,8 @@ def sgd_equilibrium(
     if gradient_norm is not None:
         scale = weight_decay * (1.0 - momentum) * (2.0 - product / (1.0 + momentum))
         norm = (lr * gradient_norm**2 / scale) ** 0.25
-    angle = 2.0 * math.asin(
-        math.sqrt(product / (2.0 * (1.0 + momentum)))
-    )  # its cosine: x's correlation from step to step
+    # Its cosine is the correlation of x from one step to the next, 1 - eta lambda / (1 + m).
+    angle = 2.0 * math.asin(math.sqrt(product / (2.0 * (1.0 + momentum))))
     return Equilibrium(angle, norm, 4, (1.0 - momentum) / (4.0 * product))
 
 

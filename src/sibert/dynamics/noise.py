@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sibert.dynamics.observation import observed
+from sibert.dynamics.observation import observed, observed_parameters
 from sibert.optim.norms import home_of, squared_norm
 
 __all__ = ["GradientNoise", "gradient_noise", "square_root_scaling"]
@@ -142,9 +142,7 @@ def gradient_noise(
     Raises:
         ValueError: For fewer batches, or a gradient that is not finite.
     """
-    chosen = (
-        [p for p in model.parameters() if p.requires_grad] if parameters is None else list(dict.fromkeys(parameters))
-    )
+    chosen = observed_parameters(model, parameters)
     if not chosen:
         raise ValueError("there is nothing to differentiate: no parameter requires a gradient")
     batches = list(batches)

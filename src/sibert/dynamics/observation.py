@@ -1,12 +1,12 @@
 """Evaluating a loss and its gradients without leaving a trace in the model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-__all__ = ["observed", "seed_observed"]
+__all__ = ["observed", "observed_parameters", "seed_observed"]
 
 
 @contextmanager
@@ -38,6 +38,20 @@ def observed(model: nn.Module) -> Iterator[None]:
                 # Only what has changed: autograd refuses to read a buffer again that has been written to.
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def observed_parameters(model: nn.Module, parameters: Sequence[nn.Parameter] | None) -> list[nn.Parameter]:
+    """List the parameters in which something is differentiated, each once, however often it is named.
+
+    Args:
+        model: Any module.
+        parameters: Those that were chosen; None = all trainable ones.
+
+    Returns:
+        Maybe none.
+    """
+    chosen = [p for p in model.parameters() if p.requires_grad] if parameters is None else parameters
+    return list(dict.fromkeys(chosen))
 
 
 def seed_observed(model: nn.Module, seed: int) -> None:
