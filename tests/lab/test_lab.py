@@ -252,8 +252,8 @@ class TestRescaling:
     def test_a_loss_times_c_takes_the_steps_of_a_rate_times_c_at_the_same_product(self, monkeypatch):
         monkeypatch.setattr(robustness, "FACTORS", [0.01, 1.0, 100.0])
         one, c = [1.0] * 3, [0.01, 1.0, 100.0]
-        loss = robustness._steps_needed(one, c, 0)
-        rate = robustness._steps_needed(one, one, 0, c)
+        loss = robustness._steps_needed(one, c, one, 0)
+        rate = robustness._steps_needed(one, one, c, 0)
         assert rate == loss
         assert rate[0] > rate[1] + 1000  # ln 100 / (2 eta lambda) = 1151
 

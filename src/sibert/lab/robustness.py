@@ -52,18 +52,23 @@ def measure(scale: Scale) -> dict[str, Any]:
         scale: How long the heavy-tailed runs are.
     """
     steps = {"smoke": 3000, "default": 20_000, "full": 200_000}[scale]
+    ones = [1.0] * len(FACTORS)
+    # All three beside each other: a seed's runs see the same problem and the same noise.
+    columns = [*FACTORS, *ones, *ones], [*ones, *FACTORS, *ones], [*ones, *ones, *FACTORS]
+    needed = [_steps_needed(*columns, seed) for seed in range(SEEDS)]
     return {
         "factors": FACTORS,
-        "weights": [_steps_needed(FACTORS, [1.0] * len(FACTORS), seed) for seed in range(SEEDS)],
-        "loss": [_steps_needed([1.0] * len(FACTORS), FACTORS, seed) for seed in range(SEEDS)],
-        "rate": [_steps_needed([1.0] * len(FACTORS), [1.0] * len(FACTORS), seed, FACTORS) for seed in range(SEEDS)],
+        **{
+            name: [steps[i * len(FACTORS) : (i + 1) * len(FACTORS)] for steps in needed]
+            for i, name in enumerate(("weights", "loss", "rate"))
+        },
         "tails": {name: _heavy_tails(clip, steps) for name, clip in (("clipped", CLIP), ("unclipped", None))},
         "examples": {"product": _product(), "factorisation": _factorisation()},
     }
 
 
-def _steps_needed(weights: list[float], losses: list[float], seed: int, rates: list[float] | None = None) -> list[int]:
-    """Steps until the norm is within 5 % of its equilibrium for good.
+def _steps_needed(weights: list[float], losses: list[float], rates: list[float], seed: int) -> list[int]:
+    """Steps until the norm is within 5 % of its equilibrium for good, a number for each run.
 
     From weights, losses, and rates times factors; decay is divided by those of the rates.
     """
@@ -71,30 +76,23 @@ def _steps_needed(weights: list[float], losses: list[float], seed: int, rates: l
     A = torch.randn(DIMENSION, DIMENSION, generator=generator, dtype=torch.float64) / math.sqrt(DIMENSION)
     b = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
     u = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
-    loss_E1 = torch.tensor(losses, dtype=torch.float64)[:, None]
-    lr_E1 = LR * torch.tensor(rates or [1.0] * len(weights), dtype=torch.float64)[:, None]
+    weight_E1, loss_E1, rate_E1 = (torch.tensor(c, dtype=torch.float64)[:, None] for c in (weights, losses, rates))
     # at scale 1 the run starts close to its equilibrium
-    x_ED = math.sqrt(math.sqrt(LR * 4.0 * DIMENSION / (2.0 * DECAY))) * torch.tensor(weights)[:, None] * (u / u.norm())
-    needed_E = torch.zeros(len(weights), dtype=torch.long)
-    squares_E, count = torch.zeros(len(weights), dtype=torch.float64), 0
-    norms = []
+    x_ED = math.sqrt(math.sqrt(LR * 4.0 * DIMENSION / (2.0 * DECAY))) * weight_E1 * (u / u.norm())
     steps = round((math.log(max(FACTORS)) + 8.0) / (LR * DECAY))
+    squares_TE = torch.empty(steps, len(weights), dtype=torch.float64)
     for t in range(steps):
         squared_E1 = x_ED.square().sum(1, keepdim=True)
         v_ED = x_ED / squared_E1.sqrt()
         noise_D = 2.0 * torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
         g_ED = loss_E1 * ((v_ED @ A.T - b) @ A + noise_D)
         g_ED = (g_ED - (g_ED * v_ED).sum(1, keepdim=True) * v_ED) / squared_E1.sqrt()
-        norms.append(squared_E1.squeeze(1).sqrt())
-        if t >= 0.9 * steps:
-            squares_E += squared_E1.squeeze(1)
-            count += 1
-        x_ED = (1.0 - LR * DECAY) * x_ED - lr_E1 * g_ED
-    target_E = (squares_E / count).sqrt()
-    for e in range(len(weights)):
-        far = [t for t, norm_E in enumerate(norms) if abs(norm_E[e] / target_E[e] - 1.0) > 0.05]
-        needed_E[e] = far[-1] + 1 if far else 0
-    return needed_E.tolist()
+        squares_TE[t] = squared_E1.squeeze(1)
+        x_ED = (1.0 - LR * DECAY) * x_ED - LR * rate_E1 * g_ED
+    equilibrium_E = squares_TE[math.ceil(0.9 * steps) :].mean(0)
+    far_TE = ((squares_TE / equilibrium_E).sqrt() - 1.0).abs() > 0.05
+    # argmax gives the first of equals: counted from the end, the last step that is far
+    return torch.where(far_TE.any(0), steps - far_TE.flip(0).byte().argmax(0), 0).tolist()
 
 
 def _heavy_tails(clip: float | None, steps: int) -> dict[str, Any]:
