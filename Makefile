@@ -50,7 +50,7 @@ demo: $(VENV)/stage-runtime ## pre-train a small SIBERT on real text with plain 
 
 demo-finetune: $(VENV)/stage-runtime ## fine-tune the demo's model on a small real task, beside two baselines, and predict
 	@[ -f "$(DEMO_RUN)/config.json" ] || $(MAKE) demo
-	@rm -rf "$(DEMO_TASK_RUN)"
+	@if [ -f "$(DEMO_TASK_RUN)/finetune.json" ]; then rm -rf "$(DEMO_TASK_RUN)"; fi
 	$(BIN)/sibert finetune "$(DEMO_RUN)" --task docstrings --baselines --out "$(DEMO_TASK_RUN)"
 	@printf 'text\n"Return the number of items in the list."\n"Close the file and release the lock."\n' > "$(DEMO_TASK_RUN)/texts.csv"
 	$(BIN)/sibert predict "$(DEMO_TASK_RUN)" --input "$(DEMO_TASK_RUN)/texts.csv" --output "$(DEMO_TASK_RUN)/predictions.jsonl"

@@ -61,7 +61,7 @@ def main() -> None:
     for name in MODELS:
         runs = [
             json.loads(
-                subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, check=True).stdout
+                subprocess.run([sys.executable, __file__, "--one", name], stdout=subprocess.PIPE, check=True).stdout
             )
             for _ in range(arguments.repeats)
         ]

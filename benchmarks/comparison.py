@@ -2,9 +2,9 @@
 
     python benchmarks/comparison.py [--steps 1500]
 
-SIBERT's settings are the defaults of `sibert pretrain`; what another intrinsic learning rate would have given is
-measured beside it, and not used. Each baseline gets the best of its learning rates by the validation loss of seed 0,
-then two more seeds at that rate. The optimum must lie inside the grid, or the script says so.
+SIBERT is the paper's (joint), with the defaults of `sibert pretrain`; what another intrinsic learning rate would have
+given is measured beside it, and not used. Each baseline gets the best of its learning rates by the validation loss of
+seed 0, then two more seeds at that rate. Whether the optimum lies inside the grid is among the results.
 """
 
 import argparse

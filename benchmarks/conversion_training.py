@@ -228,7 +228,8 @@ def main() -> None:
         with ProcessPoolExecutor(arguments.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for trial, loss in zip(missing, pool.map(run, *zip(*missing, strict=True)) if missing else (), strict=True):
                 runs[key(*trial)] = loss
-                _write(path, {**result, **machine(torch.device("cpu"))})
+                result.update(machine(torch.device("cpu")))
+                _write(path, result)
                 print(f"{key(*trial)}: {loss}", flush=True)
         return [math.inf if runs[key(*trial)] is None else runs[key(*trial)] for trial in trials]
 
@@ -236,7 +237,7 @@ def main() -> None:
         return min(zip(losses(trials), trials, strict=True), key=lambda pair: pair[0])[1]
 
     result["question"] = "validation loss of converted models with ClippedSGD against AdamW; target: at least as low"
-    result["best"] = {}
+    best_of_all = result.setdefault("best", {})
     for name in arguments.models:
         for method, variations in VARIATIONS.items():
             more = [*variations, SIXTH[name.partition(" at ")[0]]] if method == "ClippedSGD" else variations
@@ -244,9 +245,9 @@ def main() -> None:
             options = lowest([(name, method, rate, SEEDS[0], options) for options in [{}, *more]])[4]
             found = losses((name, method, rate, seed, options) for seed in SEEDS)
             best = {"rate": rate, "options": options, "mean": statistics.mean(found), "losses": found}
-            result["best"][f"{name} {method}"] = best
+            best_of_all[f"{name} {method}"] = best
             print(f"{name:7s} {method:10s} {best}", flush=True)
-    _write(path, {**result, **machine(torch.device("cpu"))})
+    _write(path, result)
     print(f"wrote {path}")
 
 

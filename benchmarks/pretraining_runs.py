@@ -1,7 +1,8 @@
 """Run many pre-trainings side by side through the command line, and collect what they recorded.
 
 Every run is one `sibert pretrain` process with one thread; as many run at once as there are cores, so that runs of one
-table share the machine in the same way. A run that is finished is not run again; an interrupted one is resumed.
+table share the machine in the same way. A run that is finished is not run again; an interrupted one is resumed. One
+that has the same name and other options is an error.
 """
 
 import json
@@ -31,10 +32,13 @@ def command(options: Mapping[str, Any], out: Path) -> list[str]:
 
 def run_one(options: Mapping[str, Any], out: Path) -> None:
     """Bring one run to its end."""
+    recipe = json.loads((out / "recipe.json").read_text()) if (out / "recipe.json").exists() else {}
+    if changed := [name for name in options if name in recipe and not same(recipe[name], options[name])]:
+        raise SystemExit(f"{out} is of a run with another {', '.join(changed)}; remove it or choose another --folder")
     if (out / "model.safetensors").exists():
         return
     words = command(options, out)
-    if (out / "recipe.json").exists():
+    if recipe:
         words = [sys.executable, "-m", "sibert", "pretrain", "--resume", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -43,6 +47,11 @@ def run_one(options: Mapping[str, Any], out: Path) -> None:
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with status {done.returncode}; see {log.name}")
     print(f"finished {out.name}", flush=True)
+
+
+def same(recorded: Any, option: Any) -> bool:
+    """Whether an option has the recorded value: what is off is None there and "none" on the command line."""
+    return recorded == (None if option == "none" else option)
 
 
 def run_all(runs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:

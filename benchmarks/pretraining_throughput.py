@@ -2,17 +2,17 @@
 
     python benchmarks/pretraining_throughput.py                # writes benchmarks/results/pretraining_throughput.json
     python benchmarks/pretraining_throughput.py --device cuda  # ..._cuda.json: 64 sequences of 512, TF32 allowed
-    python benchmarks/pretraining_throughput.py --all          # with a third BERT, and float32 tried, too
+    python benchmarks/pretraining_throughput.py --all          # float32 tried, too
     python benchmarks/pretraining_throughput.py --smoke        # toy size, no file
 
 The peer is `BertForMaskedLM` of transformers as a user gets it, with SDPA and fused AdamW; ours is what
-`sibert pretrain` makes, with ClippedSGD. Whole steps take turns in one process: forward, backward, optimizer, on a
+`sibert pretrain` makes, with ClippedSGD. The peer sends all positions through the vocabulary's projection, ours those
+that are predicted; so a second BERT has that change alone (`BertTwinForMaskedLM`, the baseline of `sibert pretrain
+--model bert`). Whole steps take turns in one process: forward, backward, optimizer, on a
 batch of random tokens of which 15 % are predicted, no dropout, all compiled as `--compile` does it, under bfloat16
 autocast. A gate before: nobody drops anything, and all losses start within 10 % of log(vocabulary).
 
-With --all, two questions more. BERT of transformers sends all positions through the vocabulary's projection, ours those
-that are predicted: what is BERT with that change alone (`BertTwinForMaskedLM`, the baseline of `sibert pretrain --model
-bert`)? And what are the peer and SIBERT matrix in float32, which was slower for both on a processor that multiplies
+With --all: what are the peer and SIBERT matrix in float32, which was slower for both on a processor that multiplies
 bfloat16? Each contestant counts by its faster precision.
 Model operations: 6 for each weight of a matrix and token (of the head: and predicted position; BERT is credited with
 those alone, too), and 12 T D a layer and token for attention.
@@ -37,8 +37,8 @@ PEER = "BertForMaskedLM"
 PREDICTED_ONLY = "the same, predicted positions only"
 BASE = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 TOY = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-H100_PEAK = 989e12
-"""Operations per second in bfloat16 without sparsity, of the data sheet."""
+PEAKS = {"H100": 989e12, "H200": 989e12}
+"""Operations per second in bfloat16 without sparsity, of the data sheets (SXM)."""
 
 IN_FLOAT32 = (PEER, "SIBERT matrix")
 """Who is tried in float32."""
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=4, help="steps of each that are timed in turn")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet rounds")
-    parser.add_argument("--all", action="store_true", help="a third BERT, and float32 tried, too")
+    parser.add_argument("--all", action="store_true", help="float32 tried, too")
     parser.add_argument("--smoke", action="store_true", help="a toy size, to see that it works; no file")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -136,11 +136,10 @@ def main() -> None:
     sizes = {**(TOY if arguments.smoke else BASE), "vocab_size": vocabulary, "max_position_embeddings": length}
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    contestants = [name for name in CONTESTANTS if arguments.all or name != PREDICTED_ONLY]
     precisions: dict[str, Any] = {}
     for precision in (*(["float32"] if arguments.all else []), "bfloat16 autocast"):
         torch.compiler.reset()
-        names = IN_FLOAT32 if precision == "float32" else contestants
+        names = IN_FLOAT32 if precision == "float32" else tuple(CONTESTANTS)
         steps = {name: make_step(name, sizes, sequences, device, precision != "float32") for name in names}
         seconds, quiet = alternate(steps, device, arguments.rounds, arguments.patience)
         precisions[precision] = {
@@ -156,7 +155,7 @@ def main() -> None:
             for precision, found in precisions.items()
             if name in found["alternating"]
         )
-        for name in contestants
+        for name in CONTESTANTS
     }
     result = {
         "question": "tokens per second of pre-training, each contestant at its faster precision; target against the "
@@ -170,9 +169,9 @@ def main() -> None:
         "precisions": precisions,
         **machine(device),
     }
-    if device.type == "cuda" and "H100" in str(result["device"]):
+    if peak := next((peak for name, peak in PEAKS.items() if name in str(result["device"])), None):
         rates = result["model_operations_per_second"]
-        result["model_flop_utilisation"] = {name: rate / H100_PEAK for name, rate in rates.items()}
+        result["model_flop_utilisation"] = {name: rate / peak for name, rate in rates.items()}
     for name, (speed, precision) in best.items():
         print(f"{name:36} {speed:9.0f} tokens/s in {precision:18} {speed / best[PEER][0]:.2f} of the peer")
     if arguments.smoke:

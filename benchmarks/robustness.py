@@ -109,6 +109,7 @@ def draw(results: dict[str, Any], name: str, title: str) -> None:
         axes[0][1].set(xlabel="step", ylabel="norm of the encoder's parameters", yscale="log", title="parameter norm")
     figure.legend(*axes[0][0].get_legend_handles_labels(), title="initial scale", loc="outside right upper")
     FIGURES.mkdir(parents=True, exist_ok=True)
+    matplotlib.rcParams["svg.hashsalt"] = "robustness"  # the same bytes for the same data
     figure.savefig(FIGURES / f"robustness_{name}.svg", metadata={"Date": None})
     plt.close(figure)
 

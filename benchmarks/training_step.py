@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py                # writes benchmarks/results/training_step.json
 
-BERT + AdamW and the three forms of SIBERT + ClippedSGD take turns, step by step, in one process, with the same batch of
-random tokens; ratios are of medians. Two sizes: the one of the quality study, and two layers of BERT base. See
-`alternation.py` for what happens on a machine that is not quiet.
+BERT, its PreNorm form (the peer) and ModernBERT with AdamW, and the three forms of SIBERT with ClippedSGD take turns,
+step by step, in one process, with the same batch of random tokens; ratios are of medians. Two sizes: the one of the
+quality study, and two layers of BERT base. See `alternation.py` for what happens on a machine that is not quiet.
 """
 
 import argparse

@@ -22,19 +22,22 @@ def start(*words: str) -> subprocess.Popen[bytes]:
 
 
 def training_losses(run: Path) -> dict[int, float]:
-    """Read the recorded losses by step."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """Read the recorded losses by step. A line that is still being written has no end yet."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
     return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
 
 
 def kill_after(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
     """Kill a run soon after it has recorded a step."""
-    while process.poll() is None:
-        if (run / "metrics.jsonl").exists() and any(recorded >= step for recorded in training_losses(run)):
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.05)
-    process.wait()
+    try:
+        while process.poll() is None:
+            if (run / "metrics.jsonl").exists() and any(recorded >= step for recorded in training_losses(run)):
+                break
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)  # does nothing to a process that has ended
+        process.wait()
 
 
 def main() -> None:

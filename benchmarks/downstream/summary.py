@@ -6,6 +6,7 @@ Writes results/downstream.md, whose parts the documentation includes, docs/figur
 table of scores between the markers of the README. What has not been measured is left out.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -26,15 +27,24 @@ TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte", "squad")
 
 def scores(study: Study, contestant: str, task: str) -> list[float]:
     """Of the best setting, one for each seed that was run."""
+    return list(scores_by_seed(study, contestant, task).values())
+
+
+def scores_by_seed(study: Study, contestant: str, task: str) -> dict[int, float]:
+    """The same, with the seeds."""
     setting = study.best(contestant, task)
     if setting is None:
-        return []
-    found = [study.find(contestant, task, setting, seed) for seed in SEEDS]
-    return [score(record) for record in found if record is not None]
+        return {}
+    found = {seed: study.find(contestant, task, setting, seed) for seed in SEEDS}
+    return {seed: score(record) for seed, record in found.items() if record is not None}
 
 
 def holm(values: dict[str, float]) -> dict[str, float]:
-    """Holm's correction: each p-value times the number of those not smaller, never falling."""
+    """Holm's correction: each p-value times the number of those not smaller, never falling.
+
+    Where all differences are 0, the test has no p-value (NaN); it counts as 1.
+    """
+    values = {name: 1.0 if math.isnan(p) else p for name, p in values.items()}
     corrected, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, p * (len(values) - rank)))
@@ -44,9 +54,11 @@ def holm(values: dict[str, float]) -> dict[str, float]:
 
 def paired(study: Study, one: str, other: str) -> list[list[str]]:
     """Difference of the means of two contestants on each task, and whether the seeds could explain it."""
-    differences = {
-        task: (a, b) for task in TASKS if len(a := scores(study, one, task)) == len(b := scores(study, other, task)) > 1
-    }
+    differences = {}
+    for task in TASKS:
+        a, b = (scores_by_seed(study, contestant, task) for contestant in (one, other))
+        if len(both := a.keys() & b.keys()) > 1:
+            differences[task] = [a[seed] for seed in both], [b[seed] for seed in both]
     p = holm({task: float(stats.ttest_rel(a, b).pvalue) for task, (a, b) in differences.items()})
     rows = [
         [task, f"{statistics.fmean(a) - statistics.fmean(b):+.1f}", f"{p[task]:.3f}"]
@@ -130,6 +142,7 @@ def draw(study: Study) -> None:
         axis.set(xscale="log", xlabel="learning rates times", ylabel=f"{task}: score, percent")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
+    matplotlib.rcParams["svg.hashsalt"] = "downstream"  # the same bytes for the same data
     figure.savefig(ROOT / "docs" / "figures" / "downstream_sensitivity.svg", metadata={"Date": None})
 
 

@@ -86,7 +86,7 @@ class NormalizedBert(nn.Module):
     """An encoder after nGPT (arXiv 2410.01131, section 2): every vector along the width has norm 1.
 
     Differences from the paper, for everything else to be equal here: learned positions, GELU in place of SwiGLU, no
-    causal mask. `project` restores the norms of the matrices after each step.
+    causal mask, a bias of the decoder. `project` restores the norms of the matrices after each step.
     """
 
     def __init__(self, vocabulary: int, length: int, width: int, heads: int, feed_forward: int, layers: int):
@@ -126,8 +126,7 @@ class NormalizedBert(nn.Module):
         for layer in self.layers:
             x_BTD = layer(x_BTD, mask)
         gathered_BPD = gather_positions(x_BTD, masked_positions)
-        logits_BPV = F.linear(gathered_BPD, self.decoder.weight) * self.logit_scale() * math.sqrt(x_BTD.shape[-1])
-        logits_BPV = logits_BPV + self.decoder.bias
+        logits_BPV = F.linear(gathered_BPD, self.decoder.weight) * self.logit_scale() + self.decoder.bias
         return MaskedLMOutput(loss=masked_lm_loss(logits_BPV, labels), logits=logits_BPV)
 
 
@@ -142,7 +141,7 @@ class Projected(torch.optim.AdamW):
 class SinkGD(Optimizer):
     """SinkGD (arXiv 2502.06742): rows and columns of the gradient are brought to equal norms in turn.
 
-        X <- sqrt(n) diag(|rows|)^-1 X,    X <- sqrt(m) X diag(|columns|)^-1,    w <- w - lr (X + weight_decay w),
+        X <- sqrt(n) diag(|rows|)^-1 X,    X <- sqrt(m) X diag(|columns|)^-1,    w <- w - lr X,
 
     for an m x n gradient. No state.
 
@@ -150,11 +149,10 @@ class SinkGD(Optimizer):
         params: Matrices.
         lr: Root mean square of the change of an entry.
         iterations: Pairs of normalisations; the paper uses 5.
-        weight_decay: Decoupled.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, iterations: int = 5, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "iterations": iterations, "weight_decay": weight_decay})
+    def __init__(self, params: Iterable[Any], lr: float, iterations: int = 5):
+        super().__init__(params, {"lr": lr, "iterations": iterations})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -163,10 +161,10 @@ class SinkGD(Optimizer):
             for w in group["params"]:
                 x, (m, n) = w.grad, w.shape
                 for _ in range(group["iterations"]):
-                    # Rows of embeddings that do not occur have no gradient; they stay.
+                    # What has no gradient stays.
                     x = x * (math.sqrt(n) / x.norm(dim=1, keepdim=True).clamp_min(1e-30))
                     x = x * (math.sqrt(m) / x.norm(dim=0, keepdim=True).clamp_min(1e-30))
-                w.mul_(1 - group["lr"] * group["weight_decay"]).add_(x, alpha=-group["lr"])
+                w.add_(x, alpha=-group["lr"])
 
 
 def newton_schulz(gradient: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

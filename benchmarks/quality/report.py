@@ -9,6 +9,7 @@ README. What has not been measured yet is left out.
 import argparse
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ from matplotlib import pyplot as plt
 FIGURES = ROOT / "docs" / "figures"
 LAWFUL = ("sibert-joint", "sibert-matrix-one-sided")
 """Clipped from above alone, a wrong learning rate costs a logarithmic number of steps."""
+IN_A_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
+"""Names of parameters of numbered layers. (That of a whole model may have "layer" in it.)"""
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 
 Record = Mapping[str, Any]
@@ -51,7 +54,14 @@ class Final:
 
     name: str
     rate: float
+    options: Mapping[str, Any]
     runs: Sequence[Record]
+
+    @property
+    def label(self) -> str:
+        """The contestant, and what its recipe has that others have not."""
+        label = CONTESTANTS[self.name].label
+        return f"{label}, {named(self.options)}" if self.options else label
 
     @property
     def losses(self) -> list[float]:
@@ -157,7 +167,7 @@ def finals(study: Study) -> dict[str, Final]:
         if losses:
             rate = min(losses, key=losses.__getitem__)
             runs = [study.find(study.long(name, rate, seed=seed)) for seed in study.scale.seeds]
-            found.append(Final(name, rate, [run for run in runs if run]))
+            found.append(Final(name, rate, study.final_options(name), [run for run in runs if run]))
     return {final.name: final for final in sorted(found, key=lambda final: final.mean)}
 
 
@@ -169,7 +179,6 @@ def reference(found: Mapping[str, Final]) -> Final | None:
 def final_table(found: Mapping[str, Final]) -> str:
     """The headline."""
     bert = reference(found)
-    best = CONTESTANTS[bert.name].label if bert else "AdamW"
     rows = []
     for final in found.values():
         reached, difference = "", ""
@@ -179,15 +188,17 @@ def final_table(found: Mapping[str, Final]) -> str:
             difference = f"{final.mean - bert.mean:+.3f}"
         seeds = f"{shown(min(final.losses))} to {shown(max(final.losses))}" if len(final.losses) > 1 else "one seed"
         state = f"{final.runs[0]['optimizer_state_bytes'] / final.runs[0]['parameters']:.2f}"
-        row = [CONTESTANTS[final.name].label, f"{final.rate:g}", shown(final.mean), seeds, difference, reached, state]
+        size = f"{final.runs[0]['parameters'] / 1e6:.2f}"
+        row = [final.label, f"{final.rate:g}", shown(final.mean), seeds, difference, reached, size, state]
         rows.append([f"**{cell}**" for cell in row] if final.name == "sibert-matrix" else row)
     head = [
         "contestant",
         "rate",
         "loss",
         "seeds",
-        f"less {best}",
+        "less the best AdamW",
         "tokens to the loss of that",
+        "million parameters",
         "state, bytes a parameter",
     ]
     return table(head, rows)
@@ -204,7 +215,7 @@ def shortened(study: Study, found: Mapping[str, Final]) -> str:
     mean = sum(losses) / len(losses)
     return (
         f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean)} ({shown(min(losses))} to "
-        f"{shown(max(losses))}, {len(losses)} seeds), {mean - bert.mean:+.3f} against {CONTESTANTS[bert.name].label}."
+        f"{shown(max(losses))}, {len(losses)} seeds), {mean - bert.mean:+.3f} against {bert.label}."
     )
 
 
@@ -216,24 +227,27 @@ def gap(study: Study, found: Mapping[str, Final]) -> str:
     twice = study.find(study.long("sibert-joint", joint.rate, tokens=2 * study.scale.long))
     later = f", after twice the steps {finite(twice) - bert.mean:+.3f}" if twice else ""
     return (
-        f"Joint form (the paper's) against {CONTESTANTS[bert.name].label}: {joint.mean - bert.mean:+.3f} nats after "
+        f"Joint form (the paper's) against {bert.label}: {joint.mean - bert.mean:+.3f} nats after "
         f"equal steps{later}. The paper reports +0.101 and +0.016 for BERT base."
     )
 
 
 def batch_table(study: Study) -> str:
-    """Best loss at each batch size."""
+    """Best loss at each batch size, a contestant's with one recipe: that of which most sizes have been measured."""
     sizes = sorted([study.scale.tokens_per_step, *study.scale.other_batches])
     rows = []
     for name in study.finalists():
-        cells = []
-        for size in sizes:
-            recipes = (study.best_options(name), PLAIN)  # the latter until there are runs with the former
-            losses = next(filter(None, (study.search(name, tokens_per_step=size, options=o) for o in recipes)), {})
-            rate = min(losses, key=losses.__getitem__, default=None)
-            cells.append("" if rate is None else f"{shown(losses[rate])} ({rate:g})")
-        rows.append([CONTESTANTS[name].label, *cells])
-    return table(["contestant", *(f"{size} tokens a step" for size in sizes)], rows)
+        recipes = [
+            (options, [study.search(name, tokens_per_step=size, options=options) for size in sizes])
+            for options in (study.best_options(name), PLAIN)
+        ]
+        options, found = max(recipes, key=lambda recipe: sum(map(bool, recipe[1])))
+        cells = [
+            f"{shown(min(losses.values()))} ({min(losses, key=losses.__getitem__):g})" if losses else ""
+            for losses in found
+        ]
+        rows.append([CONTESTANTS[name].label, named(options), *cells])
+    return table(["contestant", "variation", *(f"{size} tokens a step" for size in sizes)], rows)
 
 
 def robustness_table(study: Study) -> str:
@@ -250,16 +264,25 @@ def robustness_table(study: Study) -> str:
             record = study.find(replace(base, options=options))
             change = finite(record) - finite(plain[index]) if record else math.nan
             cells.append("" if math.isnan(change) else "diverged" if math.isinf(change) else f"{change:+.4f}")
-            if record and (kind := next(iter(options))) in changes:
+            if (kind := next(iter(options))) in changes:
                 changes[kind][index].append(change)
         rows.append([named(options), *cells])
     for kind, by_name in changes.items():
-        spreads = [max([0.0, *values]) - min([0.0, *values]) for values in by_name]
-        rows.append([f"**spread over {kind}**", *(f"**{spread:.4f}**" for spread in spreads)])
+        rows.append(
+            [f"**spread over {kind}**", *(f"**{cell}**" if (cell := spread(values)) else "" for values in by_name)]
+        )
     for depth in DEPTHS:
         records = [study.find(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth))) for base in bases]
         rows.append([f"{depth} layers (loss)", *(shown(finite(record)) if record else "" for record in records)])
     return table(["change of the loss", *(CONTESTANTS[name].label for name in names)], rows)
+
+
+def spread(changes: Sequence[float]) -> str:
+    """Highest less lowest loss, that of no change included; nothing unless all have been measured."""
+    if any(map(math.isnan, changes)):
+        return ""
+    width = max(0.0, *changes) - min(0.0, *changes)
+    return "diverged" if math.isinf(width) else f"{width:.4f}"
 
 
 def misjudged_table(study: Study) -> str:
@@ -296,7 +319,7 @@ def trunk_angles(record: Record, part: float = 0.5) -> dict[str, list[float]]:
     """How far the matrices of the layers turned in one step in the middle of a run."""
     steps = record["trial"]["tokens"] // record["trial"]["tokens_per_step"]
     measured = record["rotation"].get(str(round(part * steps)), {})
-    return {name: angles for name, angles in measured.items() if "layer" in name and angles[0] > 0}
+    return {name: angles for name, angles in measured.items() if IN_A_LAYER.search(name) and angles[0]}
 
 
 def instrumented(study: Study, found: Mapping[str, Final]) -> dict[str, Record]:
@@ -318,7 +341,7 @@ def rotation_table(runs: Mapping[str, Record]) -> str:
     for label, run in runs.items():
         angles = trunk_angles(run)
         matrices = sorted(one[0] for one in angles.values())
-        rows_ratio = sorted(one[3] / one[1] for one in angles.values() if one[1] > 0)
+        rows_ratio = sorted(one[3] / one[1] for one in angles.values() if one[1])
         rows.append(
             [
                 label,

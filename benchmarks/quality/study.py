@@ -144,8 +144,14 @@ class Study:
         context.set_forkserver_preload(PRELOAD)
         with ProcessPoolExecutor(self.workers, context, max_tasks_per_child=1) as pool:
             running = [pool.submit(run_trial, trial, self.sources, self.device) for trial in missing]
+            failures = []
             for done in as_completed(running):
-                self._keep(done.result())
+                if failure := done.exception():
+                    failures.append(failure)
+                else:
+                    self._keep(done.result())
+        if failures:
+            raise RuntimeError(f"{len(failures)} of {len(missing)} trials failed; the first of them: {failures[0]!r}")
         return [self.records[trial.key] for trial in trials]
 
     def _keep(self, record: dict[str, Any]) -> None:
@@ -153,7 +159,7 @@ class Study:
         self.records[trial.key] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         loss = "diverged" if record["loss"] is None else f"{record['loss']:.4f}"
         print(f"{trial.contestant:22} {trial.rate:<8g} seed {trial.seed} {dict(trial.options)} {loss}", flush=True)
 

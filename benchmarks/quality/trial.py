@@ -1,6 +1,6 @@
 """One training run of one contestant, from a description to a record.
 
-python benchmarks/quality/trial.py '{"contestant": "bert-adamw", "rate": 2e-3, "tokens": 65536}'
+python benchmarks/quality/trial.py '{"contestant": "bert-prenorm-adamw", "rate": 2e-3, "tokens": 65536}'
 """
 
 import argparse
@@ -122,8 +122,7 @@ def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") ->
                 groups[step] = {one.name: group_record(one) for one in optimizer.statistics(reset=True)}
         scheduler.step()
         if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
-            value = evaluate(model, corpus, device, every=4)
-            curve.append(((step + 1) * trial.tokens_per_step, value if math.isfinite(value) else None))
+            curve.append(((step + 1) * trial.tokens_per_step, number(evaluate(model, corpus, device, every=4))))
         if not math.isfinite(train_losses[-1]):
             curve.append(((step + 1) * trial.tokens_per_step, None))
             break
@@ -135,10 +134,10 @@ def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") ->
     )
     return {
         "trial": dataclasses.asdict(trial),
-        "loss": final if math.isfinite(final) else None,
+        "loss": number(final),
         "curve": curve,
         "unigram_entropy": corpus.unigram_entropy,
-        "train_loss_of_the_last_tenth": statistics.fmean(train_losses[-max(1, steps // 10) :]),
+        "train_loss_of_the_last_tenth": number(statistics.fmean(train_losses[-max(1, steps // 10) :])),
         "seconds": time.perf_counter() - began,
         "median_seconds_per_step": statistics.median(seconds),
         "peak_bytes": peak,
@@ -179,8 +178,11 @@ def copy_matrices(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().to(torch.float64, copy=True) for name, p in model.named_parameters() if p.dim() == 2}
 
 
-def angles(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
-    """How far each matrix turned in one step, and the tenth, fiftieth and ninetieth percentile of its rows, radians."""
+def angles(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, list[float | None]]:
+    """How far each matrix turned in one step, and the tenth, fiftieth and ninetieth percentile of its rows, radians.
+
+    Rows of zeros, which have no direction, are left out: a table's row of padding.
+    """
 
     def between(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x, y = (z / z.norm(dim=-1, keepdim=True) for z in (x, y))
@@ -189,10 +191,10 @@ def angles(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
     levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     return {
         name: [
-            float(f"{angle:.3g}")
+            number(float(f"{angle:.3g}"))
             for angle in (
                 between(old.flatten(), after[name].flatten()).item(),
-                *between(old, after[name]).cpu().quantile(levels).tolist(),
+                *between(old, after[name]).cpu().nanquantile(levels).tolist(),
             )
         ]
         for name, old in before.items()
@@ -203,7 +205,12 @@ def group_record(statistics: Any) -> dict[str, float | None]:
     """The instruments of one group: how fast it turns, and whether its norm is that of equilibrium."""
     chosen = ("intrinsic_lr", "angular_update", "param_norm", "equilibrium_norm", "clipped_fraction")
     values = {name: getattr(statistics, name) for name in chosen}
-    return {name: float(f"{value:.5g}") if math.isfinite(value) else None for name, value in values.items()}
+    return {name: number(float(f"{value:.5g}")) for name, value in values.items()}
+
+
+def number(value: float) -> float | None:
+    """None for what is not finite: JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import torch
 from baselines import NormalizedBert, SinkGD
 from contestants import CONTESTANTS, Sizes, clipped_sgd
 from corpus import Corpus
-from report import tokens_until
-from study import RECIPES, Study
+from report import batch_table, spread, tokens_until, trunk_angles
+from study import ADAMW, OURS, RECIPES, Study
 from trial import Trial, angles, run_trial
 
 from sibert.models import SibertConfig, SibertForMaskedLM
@@ -78,6 +78,29 @@ def test_angles_are_those_of_a_known_rotation():
     old = torch.eye(2, dtype=torch.float64)
     new = 3.0 * old @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)  # scale does not count
     assert angles({"w": old}, {"w": new})["w"] == [0.01] * 4
+
+
+def test_a_row_of_zeros_has_no_angle_and_the_others_have_theirs():
+    c, s = math.cos(0.01), math.sin(0.01)
+    old = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    new = old @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)
+    assert angles({"w": old}, {"w": new})["w"] == [0.01] * 4
+    nothing = torch.zeros(3, 2, dtype=torch.float64)
+    assert angles({"w": nothing}, {"w": nothing})["w"] == [None] * 4  # and no NaN, which JSON has not
+
+
+def test_matrices_of_the_layers_are_not_told_by_the_name_of_the_model():
+    names = ["roberta_prelayernorm.embeddings.word.weight", "roberta_prelayernorm.encoder.layer.0.dense.weight"]
+    names += ["model.layers.11.mlp.Wi.weight", "layers.0.query.weight", "decoder.weight"]
+    record = {"trial": {"tokens": 8, "tokens_per_step": 2}, "rotation": {"2": dict.fromkeys(names, [0.1] * 4)}}
+    assert list(trunk_angles(record)) == names[1:4]
+
+
+def test_a_spread_is_shown_only_if_all_of_it_was_measured():
+    assert spread([0.01, -0.02, 0.0]) == "0.0300"
+    assert spread([0.01, 0.02]) == "0.0200"  # that of no change counts
+    assert spread([0.01, math.nan]) == spread([math.nan] * 2) == ""
+    assert spread([0.01, math.inf]) == "diverged"
 
 
 @pytest.mark.parametrize(("target", "tokens"), [(5.0, 10.0), (4.5, 15.0), (3.0, 30.0), (2.9, None), (math.inf, 10.0)])
@@ -148,3 +171,25 @@ def test_the_long_budget_decides_between_recipes(tmp_path, monkeypatch):
     keep(high, 3.5, options=variation, **long)
     assert study.final_options(name) == variation
     assert study.final_rate(name) == high
+
+
+def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr("study.results", lambda scale: tmp_path / f"{scale}.jsonl")
+    study = Study("cpu", [], workers=1, device="cpu")
+    linear = {"options": {"schedule": "linear"}}
+
+    def keep(name, loss, **fields):
+        study.records[study.trial(name, CONTESTANTS[name].rates[3], **fields).key] = {"loss": loss}
+
+    for name in (*OURS, *ADAMW):
+        keep(name, 6.0)
+    keep("sibert-matrix", 5.0, **linear)
+    keep("sibert-matrix", 5.5, tokens_per_step=1024)
+
+    def cells():
+        (row,) = [line for line in batch_table(study).splitlines() if "SIBERT matrix" in line]
+        return [cell.strip().partition(" ")[0] for cell in row.split("|")[2:-1]]
+
+    assert cells() == ["as", "5.500", "6.000", ""]
+    keep("sibert-matrix", 5.4, tokens_per_step=1024, **linear)
+    assert cells() == ["schedule", "5.400", "5.000", ""]

@@ -34,7 +34,7 @@ def finetune(
     length: int = typer.Option(None, help="Most tokens of a row. Default: 128; questions 384.", rich_help_panel=DATA),
     stride: int = typer.Option(None, help="Tokens that windows share. Default: length / 4.", rich_help_panel=DATA),
     convert: str = typer.Option(
-        None, help="row or matrix: train any model by clipped_sgd; saved as it was.", rich_help_panel=OPTIMIZER
+        None, help="row or matrix: train any model by clipped_sgd; saved as a plain model.", rich_help_panel=OPTIMIZER
     ),
     dropout: float = typer.Option(None, help="Default: the model's.", rich_help_panel=OPTIMIZER),
     optimizer: str = typer.Option(

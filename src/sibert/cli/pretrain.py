@@ -71,7 +71,7 @@ def pretrain(
         1.0, help="Factor on all scale-invariant parameters at the start.", rich_help_panel=MODEL
     ),
     optimizer: str = typer.Option(
-        None, help="clipped_sgd (SIBERT); adamw, lamb, sgd (twin).", rich_help_panel=OPTIMIZER
+        None, help="clipped_sgd, adamw, lamb (SIBERT); adamw, lamb, sgd (twin).", rich_help_panel=OPTIMIZER
     ),
     steps: int = typer.Option(10_000, help="Optimizer steps.", rich_help_panel=OPTIMIZER),
     intrinsic_lr: float = typer.Option(
@@ -94,8 +94,10 @@ def pretrain(
         None, help="Learning rate of the head. Default: 0.003, joint 0.01.", rich_help_panel=OPTIMIZER
     ),
     schedule: str = typer.Option("cosine", help="cosine, linear, piecewise, constant.", rich_help_panel=OPTIMIZER),
-    warmup_steps: int = typer.Option(None, help="Of the head and of the twin.", rich_help_panel=OPTIMIZER),
-    max_grad_norm: float = typer.Option(None, help="Absolute clipping of the twin.", rich_help_panel=OPTIMIZER),
+    warmup_steps: int = typer.Option(None, help="Of all but clipped_sgd's matrices.", rich_help_panel=OPTIMIZER),
+    max_grad_norm: float = typer.Option(
+        None, help="Absolute clipping, not with clipped_sgd.", rich_help_panel=OPTIMIZER
+    ),
     batch_size: int = typer.Option(32, help="Sequences a process and micro-batch.", rich_help_panel=OPTIMIZER),
     accumulation: int = typer.Option(1, help="Micro-batches a step.", rich_help_panel=OPTIMIZER),
     out: Path = typer.Option(None, help="Run directory. Default: runs/MODEL-SIZE-NUMBER.", rich_help_panel=RUN),

@@ -48,7 +48,10 @@ class Equilibrium:
     relaxation_steps: float
 
     def norm_after(self, steps: float, norm: float) -> float:
-        """|x| some steps after it was `norm`, at constant eta, lambda and g.
+        """|x| some steps after it was `norm`, at constant eta, lambda and g, if steps are short beside |x|.
+
+        For SGD they are not below (2 eta lambda)^(1/4) times equilibrium: from there the first step overshoots, and
+        decay has to bring |x| down again.
 
         Args:
             steps: Number of steps, not negative.
@@ -65,7 +68,10 @@ class Equilibrium:
         return math.pow(now, 1.0 / self.power)
 
     def steps_until(self, norm: float, tolerance: float = 0.05) -> float:
-        """Steps until |x|, now `norm`, is within a tolerance of that of equilibrium.
+        """Steps until |x|, now `norm`, is within a tolerance of that of equilibrium; as `norm_after` has it.
+
+        From far below, c times equilibrium, the first step of SGD leads to sqrt(2 eta lambda) / c times equilibrium:
+        ask from there. Clipping shortens that step.
 
         Args:
             norm: |x|, positive.

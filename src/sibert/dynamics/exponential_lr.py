@@ -109,7 +109,7 @@ def texp(lr: Sequence[float], weight_decay: float | Sequence[float], momentum: f
 
     Returns:
         As many learning rates as there are in `lr`. With momentum they are exact only with `momentum_correction`;
-        without it every change leaves a small error of direction.
+        without it the beginning of each phase, the first included, leaves an error of direction.
 
     Raises:
         ValueError: As `characteristic_root`, and if the learning rates overflow.

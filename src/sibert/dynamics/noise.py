@@ -7,7 +7,7 @@ are estimated without bias from n batches: with T the mean of |g_j|^2 and m the 
 
 N falls like 1 / B. For a scale-invariant loss under weight decay, SGD balances at (2 - eta lambda) lambda |x|^2 =
 eta (G + N), and the stochastic differential equation dX = -grad L dt + (eta Sigma)^(1/2) dW that is to model it at
-2 lambda |x|^2 = eta N. If both shall agree up to a factor C^2 in squared weights, squared gradients and noise (arXiv
+2 lambda |x|^2 = eta N. If both shall agree up to a factor C in squared weights, squared gradients and noise (arXiv
 2102.12470; the bounds are re-derived, C^2 = 2 is its typical value):
 
     the equation can model the run only if          N / G >= 1 / (C^2 - 1)

@@ -14,8 +14,8 @@ __all__ = ["Finding", "advice"]
 ALLOWED_DEVIATION = 1e-4
 LEAST_TIME, USUAL_TIME = 1.0, 3.5
 """eta lambda T: a direction forgets where it came from in 1 / (2 eta lambda) steps; `default_intrinsic_lr` has 3.5."""
-LARGEST_ANGLE = 0.2
-"""Radians a step. Above 0.11 losses were worse when measured (LOGBOOK, 2026-11-28); this leaves room for short runs."""
+USUAL_ANGLE, LARGEST_ANGLE = 0.11, 0.15
+"""Radians a step: short runs were best at the first, and at 0.16 learnt next to nothing (LOGBOOK, 2026-11-28)."""
 NORM_FACTOR = 1.5
 """Between norm and equilibrium; gradients that change while a run learns account for some 20 %."""
 THEORY_CLIPPED, MUCH_CLIPPED = 0.015, 0.15
@@ -97,7 +97,7 @@ def _weight_decay(d: "Diagnosis") -> Iterator[Finding]:
     without = [group for group, standing in _standing_groups(d) if standing.intrinsic_lr == 0.0]
     if not without or d.rates is None:
         return
-    target = min(USUAL_TIME / d.steps, LARGEST_ANGLE**2 / 2.0) if d.steps else 1e-3
+    target = min(USUAL_TIME / d.steps, USUAL_ANGLE**2 / 2.0) if d.steps else 1e-3
     yield Finding(
         True,
         "weight decay",
@@ -120,7 +120,11 @@ def _intrinsic_rate(d: "Diagnosis") -> Iterator[Finding]:
     if slow and d.steps:
         s = min((standing for _, standing in slow), key=lambda standing: standing.intrinsic_lr)
         total = math.sqrt(2.0 * s.intrinsic_lr * d.steps)
-        target = min(USUAL_TIME / d.steps, LARGEST_ANGLE**2 / 2.0)
+        target = min(USUAL_TIME / d.steps, USUAL_ANGLE**2 / 2.0)
+        steps = LEAST_TIME / s.intrinsic_lr
+        longer = f"or train for {_number(steps)} steps at least"
+        if target * d.steps < LEAST_TIME:  # too short a run for any rate
+            longer = f"and train for {LEAST_TIME / target:.0f} steps at least"
         yield Finding(
             True,
             "intrinsic rate",
@@ -131,7 +135,7 @@ def _intrinsic_rate(d: "Diagnosis") -> Iterator[Finding]:
             f"eta lambda T >= {LEAST_TIME:g}; here {_number(s.intrinsic_lr)} * {d.steps:.0f} = "
             f"{s.intrinsic_lr * d.steps:.2g}",
             f"raise eta lambda {_number(target / s.intrinsic_lr)} times, to {_number(target)}"
-            f"{_lr_for(d.rates, target)}, or train for {_number(1.0 / s.intrinsic_lr)} steps at least",
+            f"{_lr_for(d.rates, target)}, {longer}",
         )
     fast = [(g, s) for g, s in _standing_groups(d) if (s.equilibrium_angle or 0.0) > LARGEST_ANGLE]
     if fast:
@@ -143,7 +147,7 @@ def _intrinsic_rate(d: "Diagnosis") -> Iterator[Finding]:
             f"{_names([group for group, _ in fast])}: at equilibrium each step turns the parameters by "
             f"{s.equilibrium_angle or 0.0:.2g} radian: what one step learns the next ones forget",
             f"sqrt(2 eta lambda) <= {LARGEST_ANGLE:g}; here {math.sqrt(2.0 * s.intrinsic_lr):.2g}",
-            f"lower eta lambda from {_number(s.intrinsic_lr)} to {_number(LARGEST_ANGLE**2 / 2.0)} or less, and train "
+            f"lower eta lambda from {_number(s.intrinsic_lr)} to {_number(USUAL_ANGLE**2 / 2.0)} or less, and train "
             "for more steps",
         )
 
@@ -219,9 +223,9 @@ def _batch(d: "Diagnosis") -> Iterator[Finding]:
         kappa, rule = noise.largest_linear_scaling, "linear rule: learning rate times kappa, weight decay as it is"
         bound = f"kappa <= C^2 (1 + N / G) = {kappa:.3g}"
         largest = max((s.intrinsic_lr for _, s in _standing_groups(d)), default=0.0)
-        by_angle = LARGEST_ANGLE**2 / 2.0 / largest if largest else math.inf
+        by_angle = USUAL_ANGLE**2 / 2.0 / largest if largest else math.inf
         if by_angle < kappa:
-            kappa, bound = by_angle, f"{bound}, and sqrt(2 kappa eta lambda) <= {LARGEST_ANGLE:g}: {by_angle:.3g}"
+            kappa, bound = by_angle, f"{bound}, and sqrt(2 kappa eta lambda) <= {USUAL_ANGLE:g}: {by_angle:.3g}"
     else:
         assert d.rates is not None
         limit = 1.0 / (1.0 - min(b for b in d.rates.betas if b)) if any(d.rates.betas) else math.inf

@@ -6,9 +6,10 @@ G the squared norm of the mean gradient and N the trace of a batch's covariance,
 
     R_kappa / R = (kappa G + N) / (G + N).
 
-as long as the larger steps leave G and N as they are. So norms, gradients and noise can stay the same up to a factor
-C^2 = 2 only if kappa <= C^2 (1 + N / G), a number known from the small batch alone. The bound is necessary, not sharp:
-well before it larger steps find steeper places, G grows, and the norm by more than the formula says.
+as long as the larger steps leave G and N as they are. So squared norm, G and N can stay the same up to a factor C, by
+custom the root of 2, only if kappa <= C^2 (1 + N / G), a number known from the small batch alone. The bound is
+necessary, not sharp: well before it larger steps find steeper places, G grows, and the norm by more than the formula
+says.
 
 Of Adam the same law needs sqrt(kappa) eta, kappa (1 - b_1), kappa (1 - b_2) and epsilon / sqrt(kappa), in a kappa-th of
 the steps.

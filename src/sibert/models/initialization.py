@@ -31,7 +31,7 @@ def initialize_from_frequencies(model: PreTrainedModel, log_targets_V: Tensor, i
         inputs_V: Frequency of each token among the inputs, > 0.
 
     References:
-        The equilibrium norm: arXiv 2305.17212, and Theorem 4.1 of arXiv 2202.00980.
+        The equilibrium norm: arXiv 2305.17212, and Theorem 4.5 of arXiv 2202.00980.
     """
     model.get_output_embeddings().bias.copy_(log_targets_V)
     config = model.config

@@ -177,8 +177,8 @@ def schedule_groups(
 def default_intrinsic_lr(total_steps: int, D: float = 3.5) -> float:
     """Give the intrinsic learning rate eta * lambda that suits a budget of steps.
 
-    A group forgets its initial norm in about 1 / (2 eta lambda) steps, so with eta lambda = D / T a run of T steps is 2
-    D such times long.
+    A group forgets its initial norm in about 1 / (2 eta lambda) steps, so with eta lambda = D / T a run of T steps at a
+    constant rate is 2 D such times long; with a schedule that falls to 0, about D.
 
     Args:
         total_steps: T, the steps of the run.

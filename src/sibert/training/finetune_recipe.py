@@ -18,8 +18,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Backend = Literal["auto", "reference"]
 
 EQUILIBRIUM_TIMES = 0.1
-"""D in intrinsic_lr = D / total_steps. Rotation alone would leave cos(final, initial) = exp(-D) of the pre-trained
-directions, so pre-training's D = 10 would leave nothing (LOGBOOK has the measurement of this one)."""
+"""D in intrinsic_lr = D / total_steps. At a constant rate rotation by uncorrelated gradients would leave cos(final,
+initial) = exp(-D) of the pre-trained directions, by the linear schedule about exp(-D / 3); so the D of pre-training
+would leave little (LOGBOOK has the measurement of this one)."""
 DEFAULT_LR = {"adamw": 1e-4, "lamb": 2e-3}
 DEFAULT_HEAD_LR = 1e-3
 

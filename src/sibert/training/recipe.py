@@ -29,7 +29,7 @@ SEEDS = 2**32
 EQUILIBRIUM_TIMES = {"joint": 10.0, "matrix": 3.5, "row": 3.5}
 """D in intrinsic_lr = D / total_steps: how many times 1/(eta lambda) steps a run lasts (Theorem 4.1 and its remark).
 3.5 is near the best of the finer forms from 512 to 3500 steps; 2 to 4 times as much or as little cost 0.01 to 0.13
-nats, in runs of 512 steps up to 1 (LOGBOOK, 2026-11-28)."""
+nats, in runs of 512 steps up to 1.7 (LOGBOOK, 2026-11-28)."""
 
 
 Recipe = TypeVar("Recipe", bound="DataclassInstance")
