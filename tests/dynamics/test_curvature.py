@@ -218,6 +218,16 @@ class TestSphere:
         with pytest.raises(ValueError, match="the loss depends on their scale"):
             Hessian(nn.ParameterList([x]), loss, [1.0, -1.0]).spherical_sharpness()
 
+    def test_of_several_batches_it_is_that_of_their_mean(self):
+        x = nn.Parameter(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+
+        def loss(k, x=x):
+            return x[k].square() / x.square().sum()
+
+        matrix = torch.autograd.functional.hessian(lambda y: (loss(0, y) + loss(1, y)) / 2, x.detach())
+        expected = x.square().sum().item() * torch.linalg.eigvalsh(matrix)[-1].item()
+        assert Hessian(nn.ParameterList([x]), loss, [0, 1]).spherical_sharpness() == pytest.approx(expected)
+
     def test_no_length_no_sphere(self):
         x = nn.Parameter(torch.zeros(3))
 

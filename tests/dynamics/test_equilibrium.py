@@ -252,6 +252,9 @@ class TestOfAnOptimizer:
         assert equilibrium(intrinsic, 0) == sgd_equilibrium(1.0, 0.01)
         with pytest.raises(ValueError, match="after the first step"):
             equilibrium(intrinsic, 0, 2.0)
+        intrinsic.param_groups[0]["lr"] = 0.5  # as a schedule does
+        assert equilibrium(intrinsic, 0) == sgd_equilibrium(0.5, 0.01)
+        intrinsic.param_groups[0]["lr"] = 1.0
         parameters[0].grad = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
         intrinsic.step()
         norm = equilibrium(intrinsic, 0, math.sqrt(12.0)).norm  # calibrated: it starts at equilibrium

@@ -317,6 +317,7 @@ class TestRefusals:
             other = torch.optim.SGD(self.parameter(), lr=0.1, weight_decay=0.01)
             other.load_state_dict(first.state_dict())
             going_on = EquivalentExponentialLR(other, groups=[0], last_epoch=last_epoch)
+            assert other.param_groups[0]["initial_weight_decay"] == 0.01
             going_on.load_state_dict(scheduler.state_dict())
             other.load_state_dict(first.state_dict())
             other.step()

@@ -63,6 +63,8 @@ def test_noise_falls_with_the_batch():
     large = gradient_noise(model, model.loss, draw(4000, batch_size=8), 8)
     assert large.trace == pytest.approx(N / 8, rel=0.05)
     assert large.at(1).trace == pytest.approx(N, rel=0.05)
+    assert large.at(1).trace_error == pytest.approx(8 * large.trace_error)
+    assert large.at(1).squared_mean_error == large.squared_mean_error
     assert large.critical_batch_size == pytest.approx(N / G, rel=0.1)
     assert large.at(1).critical_batch_size == pytest.approx(large.critical_batch_size)
 

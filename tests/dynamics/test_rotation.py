@@ -166,8 +166,22 @@ def test_rows_one_by_one():
     weight.grad = gradient - (gradient * old).sum(1, keepdim=True) * old / old.square().sum(1, keepdim=True)
     optimizer.step()
     angles = [angle(x, y) for x, y in zip(old, weight.detach(), strict=True)]
-    assert recorder.records[0].angular_update == pytest.approx(math.sqrt(sum(a * a for a in angles) / 5))
-    assert recorder.records[0].quantiles[1] == pytest.approx(sorted(angles)[2])
+    (found,) = recorder.records
+    assert found.angular_update == pytest.approx(math.sqrt(sum(a * a for a in angles) / 5))
+    a = sorted(angles)
+    assert found.quantiles == pytest.approx((0.6 * a[0] + 0.4 * a[1], a[2], 0.4 * a[3] + 0.6 * a[4]))
+    assert found.norm == pytest.approx(old.square().sum(1).mean().sqrt().item())
+    on_spheres = weight.grad.square().sum(1) * old.square().sum(1)
+    assert found.gradient_norm == pytest.approx(on_spheres.mean().sqrt().item())
+
+
+def test_the_gradient_is_that_on_the_sphere():
+    x = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    recorder = RotationRecorder(optimizer, {"x": [x]})
+    x.grad = torch.tensor([-8.0, 6.0], dtype=torch.float64)
+    optimizer.step()
+    assert recorder.records[0].gradient_norm == pytest.approx(5.0 * 10.0)
 
 
 def test_what_the_optimizer_marks_is_found():

@@ -153,7 +153,7 @@ def test_a_parameter_with_a_gradient_in_one_batch_only():
         return loss
 
     c1, c2 = svag_coefficients(2)
-    svag.step(closure)
+    assert svag.step(closure) == (1.0 + 3.0) / 2
     assert y.item() == pytest.approx(1 - 0.1 * 3 * c1)
     assert x.item() == pytest.approx(1 - 0.1 * c2)
 
@@ -173,6 +173,11 @@ class TestHyperParameters:
         group = optimizer.param_groups[0]
         assert 9 * group["lr"] * group["weight_decay"] == pytest.approx(0.001)
 
+    def test_of_adam_the_decay_in_the_gradient_stays(self):
+        optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=0.01, weight_decay=0.1)
+        SVAG(optimizer, 9)
+        assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
     def test_of_rmsprop_and_sgd(self):
         rmsprop = torch.optim.RMSprop([nn.Parameter(torch.ones(1))], lr=0.01, alpha=0.96)
         SVAG(rmsprop, 4)
@@ -187,6 +192,14 @@ class TestHyperParameters:
         torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5)
         assert sgd.param_groups[0]["lr"] == pytest.approx(0.1)
 
+    def test_a_schedule_made_before_goes_on_from_it_as_well(self):
+        sgd = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.8)
+        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5)
+        SVAG(sgd, 4)
+        assert sgd.param_groups[0]["lr"] == pytest.approx(0.1)
+        assert sgd.param_groups[0]["initial_lr"] == pytest.approx(0.2)
+        assert schedule.optimizer is sgd
+
 
 class TestRefusals:
     def parameter(self):
@@ -199,6 +212,10 @@ class TestRefusals:
     def test_momentum(self):
         with pytest.raises(ValueError, match="no form for momentum"):
             SVAG(torch.optim.SGD(self.parameter(), lr=0.1, momentum=0.9), 2)
+        with pytest.raises(ValueError, match="no form for"):
+            SVAG(torch.optim.RMSprop(self.parameter(), centered=True), 2)
+        with pytest.raises(ValueError, match="no form for"):
+            SVAG(torch.optim.Adam(self.parameter(), amsgrad=True), 2)
 
     def test_another_optimizer(self):
         optimizer = torch.optim.Adagrad(self.parameter())
