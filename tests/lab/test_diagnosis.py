@@ -118,8 +118,22 @@ class TestRunsMadeToBeWrong:
         finding = the(found, "intrinsic rate")
         assert finding.groups == ("first", "second")
         assert "here 5e-05 * 300 = 0.015" in finding.inequality
-        assert "to 0.0117 (lr = 1.17 at weight_decay = 0.01)" in finding.remedy  # 3.5 / steps
+        # 3.5 / steps would turn by more in a step than what was good when measured
+        assert "to 0.00605 (lr = 0.605 at weight_decay = 0.01), or train for 2e+04 steps at least" in finding.remedy
         assert "in 5e+03 steps" in finding.statement  # 1 / (4 eta lambda)
+
+    def test_a_run_too_short_for_any_learning_rate_and_one_that_is_not(self):
+        model = Net()
+        remedies = {}
+        for steps in (100, 1000):
+            found = diagnose(model, model.loss, batches(16), sgd(model, lr=5e-4), batch_size=BATCH, steps=steps)
+            remedies[steps] = the(found, "intrinsic rate").remedy
+        assert remedies[100].endswith(
+            "to 0.00605 (lr = 0.605 at weight_decay = 0.01), and train for 165 steps at least"
+        )
+        assert remedies[1000].endswith(
+            "to 0.0035 (lr = 0.35 at weight_decay = 0.01), or train for 2e+05 steps at least"
+        )
 
     def test_without_weight_decay(self):
         model = Net()
@@ -129,7 +143,7 @@ class TestRunsMadeToBeWrong:
         assert about(found) == {"weight decay"}
         finding = the(found, "weight decay")
         assert finding.groups == ("first", "second")
-        assert "weight_decay = 0.0233 (eta lambda = 0.0117)" in finding.remedy
+        assert "weight_decay = 0.0121 (eta lambda = 0.00605)" in finding.remedy
         assert all(group.standing.equilibrium_norm is None for group in found.groups)
 
     def test_a_batch_far_beyond_the_critical_size(self):
@@ -182,7 +196,7 @@ class TestRunsMadeToBeWrong:
     def test_a_step_that_turns_too_far(self):
         model = Net()
         found = diagnose(model, model.loss, batches(16), Rates("sgd", 1.0, 0.1), batch_size=BATCH, sharpness=False)
-        assert "sqrt(2 eta lambda) <= 0.2; here 0.45" in the(found, "intrinsic rate").inequality
+        assert "sqrt(2 eta lambda) <= 0.15; here 0.45" in the(found, "intrinsic rate").inequality
 
     def test_too_much_clipping(self):
         model = Net()
