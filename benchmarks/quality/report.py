@@ -213,9 +213,9 @@ def shortened(study: Study, found: Mapping[str, Final]) -> str:
     if not losses:
         return ""
     mean = sum(losses) / len(losses)
+    seeds = f"{shown(min(losses))} to {shown(max(losses))}" if len(losses) > 1 else "one seed"
     return (
-        f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean)} ({shown(min(losses))} to "
-        f"{shown(max(losses))}, {len(losses)} seeds), {mean - bert.mean:+.3f} against {bert.label}."
+        f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean)} ({seeds}), {mean - bert.mean:+.3f} against {bert.label}."
     )
 
 

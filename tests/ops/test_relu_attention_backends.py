@@ -36,6 +36,14 @@ def _poisoned(monkeypatch):
     poison_new_memory(monkeypatch)
 
 
+@pytest.fixture
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def assert_agree(ours, definition, tolerance=1e-12):
     for mine, defined in zip(ours, definition, strict=True):
         assert mine.shape == defined.shape
@@ -209,6 +217,7 @@ def test_the_gradient_can_be_differentiated():
     assert torch.autograd.gradgradcheck(lambda *qkv: relu_attention(*qkv, causal=True, backend="blocked")[0], inputs)
 
 
+@pytest.mark.usefixtures("_two_threads")
 def test_memory_does_not_grow_with_the_product_of_the_lengths():
     sizes = []
     original = blocked.Problem.restrict_

@@ -213,14 +213,24 @@ def test_a_learning_rate_of_zero_moves_nothing(mode, implementation):
     assert optimizer.statistics()[0].steps == 1
 
 
-def test_groups_may_differ_in_mode():
+@pytest.mark.parametrize(
+    ("of_first", "of_second", "defaults"),
+    [
+        ({"intrinsic_lr": 0.1}, {}, {"lr": 0.5, "weight_decay": 0.04}),
+        ({}, {"lr": 0.5, "weight_decay": 0.04}, {"intrinsic_lr": 0.1}),
+    ],
+    ids=["explicit by default", "intrinsic by default"],
+)
+def test_groups_may_differ_in_mode(of_first, of_second, defaults):
     x, y = parameter(3.0, 4.0), parameter(3.0, 4.0)
-    optimizer = ClippedSGD([{"params": [x], "intrinsic_lr": 0.1}, {"params": [y]}], 0.5, 0.04)
+    optimizer = ClippedSGD([{"params": [x], **of_first}, {"params": [y], **of_second}], **defaults)
     x.grad = y.grad = torch.tensor([-4.0, 3.0], dtype=torch.float64)
     optimizer.step()
     first, second = optimizer.statistics()
     assert (first.lr, first.intrinsic_lr) == (1.0, pytest.approx(0.1))
     assert (second.lr, second.intrinsic_lr) == (0.5, pytest.approx(0.02))
+    assert (second.eta, second.weight_decay) == (0.5, 0.04)
+    assert ["eta" in group for group in optimizer.param_groups] == [True, False]
 
 
 # Steps that must not be taken
@@ -354,15 +364,24 @@ def test_a_refused_group_leaves_no_trace():
     assert len(optimizer.param_groups) == 1
 
 
-def test_changing_the_parameters_from_outside_between_steps_is_noticed():
-    """The lower bound on the norm must not outlive the parameters that it was proved for."""
+def test_steps_that_were_skipped_before_a_group_came_still_count():
+    x = parameter(3.0, 4.0)
+    optimizer = stepped(x, [math.nan, 1.0], intrinsic_lr=0.1)
+    optimizer.add_param_group({"params": [parameter(1.0)]})
+    assert optimizer.skipped_steps == 1
+    assert [group.skipped_steps for group in optimizer.statistics()] == [1, 0]
+
+
+@pytest.mark.parametrize(("length", "shortened"), [(8.0, 4.0), (0.1, 0.1)], ids=["clipped", "not clipped"])
+def test_changing_the_parameters_from_outside_between_steps_is_noticed(length, shortened):
+    """The lower bound on the norm must not outlive the parameters that it was proved for, nor may what is recorded."""
     x = parameter(300.0, 400.0)
     optimizer = stepped(x, [0.0, 0.1], lr=0.5, weight_decay=0.04)
     with torch.no_grad():
         x.copy_(torch.tensor([3.0, 4.0]))
-    x.grad = torch.tensor([0.0, 8.0], dtype=torch.float64)
+    x.grad = torch.tensor([0.0, length], dtype=torch.float64)
     optimizer.step()
-    torch.testing.assert_close(x.detach(), torch.tensor([2.94, 1.92], dtype=torch.float64))
+    torch.testing.assert_close(x.detach(), torch.tensor([2.94, 3.92 - 0.5 * shortened], dtype=torch.float64))
     assert optimizer.statistics()[0].param_norm == pytest.approx(5.0)
 
 

@@ -109,6 +109,20 @@ def test_a_group_says_whether_its_rows_are_invariant_one_by_one():
     assert [(group["name"], group["rows"]) for group in optimizer.param_groups] == [("rows", True), ("rest", False)]
 
 
+def test_a_head_with_a_matrix_gets_lamb_and_one_of_vectors_adamw_without_decay():
+    model = Toy()
+    hybrid = build_optimizer(model, intrinsic_lr=0.01)
+    assert type(hybrid.optimizers[1]) is Lamb
+    chosen = {"lr": 1e-2, "betas": (0.9, 0.999), "weight_decay": 0.01}
+    assert {key: hybrid.param_groups[1][key] for key in chosen} == chosen
+    model.head = nn.LayerNorm(4)
+    hybrid = build_optimizer(model, intrinsic_lr=0.01)
+    assert type(hybrid.optimizers[1]) is torch.optim.AdamW
+    chosen = {"lr": 3e-3, "betas": (0.9, 0.98), "weight_decay": 0.0}
+    assert {key: hybrid.param_groups[1][key] for key in chosen} == chosen
+    assert build_optimizer(model, intrinsic_lr=0.01, head_lr=0.1).param_groups[1]["lr"] == 0.1
+
+
 def test_build_optimizer_gives_each_part_its_own():
     model = Toy()
     hybrid = build_optimizer(model, intrinsic_lr=0.01, head_lr=0.1, clip=3.0)

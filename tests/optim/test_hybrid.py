@@ -75,6 +75,20 @@ def test_groups_are_the_very_dicts_of_the_children_and_states_their_union():
     assert model.encoder.grad is None
 
 
+def test_a_window_ends_where_it_is_reset_and_only_there():
+    model = Model()
+    optimizer = make(model)
+    run(model, optimizer, 0, 3)
+    whole = optimizer.statistics()
+    assert optimizer.statistics(reset=True) == whole
+    assert math.isnan(optimizer.statistics()[0].mean_squared_sigma)
+    run(model, optimizer, 3, 4)
+    [last] = optimizer.statistics()
+    sigma = min(last.clip_factor, 1.0) * last.grad_norm * last.param_norm
+    assert last.mean_squared_sigma == pytest.approx(sigma**2) != pytest.approx(whole[0].mean_squared_sigma)
+    assert (whole[0].steps, last.steps) == (3, 4)
+
+
 @pytest.mark.parametrize("head", [Lamb, torch.optim.AdamW])
 @pytest.mark.parametrize("broken", ["encoder", "head"])
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

@@ -72,6 +72,16 @@ def test_a_row_or_column_changed_through_data_voids_it(shape):
             assert bounds.values() == (0.0, math.inf), (axis, place)
 
 
+@pytest.mark.parametrize("place", range(8))
+def test_each_of_the_eight_largest_is_watched(place):
+    tensors = [torch.nn.Parameter(torch.ones(10 - size)) for size in range(9)]
+    bounds = NormBounds(tensors)
+    bounds.measured(7.0)
+    assert bounds.values()[0] > 0
+    tensors[place].data.mul_(0.5)
+    assert bounds.values() == (0.0, math.inf)
+
+
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("loss", [invariant_loss, quadratic_loss])
 def test_it_saves_most_measurements_and_changes_no_bit(loss, two_sided, monkeypatch):

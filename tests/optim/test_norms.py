@@ -26,7 +26,7 @@ def test_layout_in_memory_does_not_matter():
         assert squared_norm([view], CPU).item() == pytest.approx(view.double().square().sum().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e25, 1e38])
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e-21, 1e25, 1e38])
 def test_squares_beyond_the_range_of_float32_are_counted(size):
     x = torch.full((5000,), size)
     assert squared_norm([x], CPU).item() == pytest.approx(5000 * x[0].double().item() ** 2)
@@ -81,7 +81,7 @@ def test_norms_of_many_groups_are_those_of_each(dtype):
     assert squared_norms_on_host(groups) == alone  # to the last bit
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e25])
+@pytest.mark.parametrize("size", [1e-30, 1e-21, 1e25])
 def test_a_group_beyond_the_range_of_float32_is_counted_among_others(size):
     groups = groups_of_all_lengths()
     groups[2] = [torch.full((3 * ROW + 5,), size), torch.full((9,), size)]

@@ -16,6 +16,14 @@ ROWS, WIDTH, STEPS = 5, 4, 40
 ABSENT = 3
 """A row that gets a gradient in every fifth step only."""
 
+OPTIONS = [
+    {"intrinsic_lr": 0.02},
+    {"intrinsic_lr": 0.02, "two_sided": True},
+    {"lr": 0.3, "weight_decay": 0.1},
+    {"lr": 0.3, "weight_decay": 0.1, "two_sided": True},
+    {"lr": 0.3, "weight_decay": 0.0, "clip": None},
+]
+
 
 @pytest.fixture(params=["host", "device"])
 def decides(request, monkeypatch):
@@ -55,9 +63,10 @@ def train(weight, bias, steps=range(STEPS), optimizer=None, scale=1.0, **options
 
 
 def train_row_by_row(weight, bias, **options):
-    """The definition: a group for each row, without gradient where the row has none."""
+    """The definition: a group for each row, without gradient where the row has none; and who moved in each step."""
     rows = [torch.nn.Parameter(torch.cat([w, b[None]]).detach()) for w, b in zip(weight, bias, strict=True)]
     optimizer = ClippedSGD([{"params": [row]} for row in rows], implementation="reference", **options)
+    moved = []
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = options.get("lr", 1.0) * (1 - step / STEPS)
@@ -67,34 +76,59 @@ def train_row_by_row(weight, bias, **options):
         if step % 5:
             rows[ABSENT].grad = None
         optimizer.step()
-    return torch.stack([row.detach() for row in rows]), optimizer
+        moved.append([record for record in optimizer.statistics(reset=True) if not math.isnan(record.clipped_fraction)])
+    return torch.stack([row.detach() for row in rows]), moved
+
+
+def mean(numbers):
+    numbers = list(numbers)
+    return sum(numbers) / len(numbers)
 
 
 @pytest.mark.usefixtures("decides")
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"intrinsic_lr": 0.02},
-        {"intrinsic_lr": 0.02, "two_sided": True},
-        {"lr": 0.3, "weight_decay": 0.1},
-        {"lr": 0.3, "weight_decay": 0.1, "two_sided": True},
-        {"lr": 0.3, "weight_decay": 0.0, "clip": None},
-    ],
-)
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("implementation", ["reference", None])
 def test_a_group_of_rows_steps_as_a_group_for_each_row(options, implementation):
     weight, bias = start()
-    optimizer = train(weight, bias, implementation=implementation, **options)
-    expected, separate = train_row_by_row(*start(), **options)
+    train(weight, bias, implementation=implementation, **options)
+    expected, _ = train_row_by_row(*start(), **options)
     torch.testing.assert_close(torch.cat([weight, bias[:, None]], dim=1).detach(), expected, rtol=1e-12, atol=0)
-    [ours], theirs = optimizer.statistics(), separate.statistics()
+
+
+@pytest.mark.usefixtures("decides")
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("implementation", ["reference", None])
+def test_its_statistics_are_means_over_the_rows_that_moved(options, implementation):
+    weight, bias = start()
+    optimizer = train(weight, bias, implementation=implementation, **options)
+    _, moved = train_row_by_row(*start(), **options)
+    [ours], last = optimizer.statistics(), moved[-1]
+    assert [len(records) for records in moved] == [ROWS - (step % 5 > 0) for step in range(STEPS)]
+    assert ours.param_norm**2 == pytest.approx(mean(row.param_norm**2 for row in last))
+    assert ours.grad_norm**2 == pytest.approx(mean(row.grad_norm**2 for row in last))
+    assert ours.angular_update**2 == pytest.approx(mean(row.angular_update**2 for row in last))
+    assert ours.effective_lr == pytest.approx(mean(row.effective_lr for row in last))
+    assert ours.clip_factor == pytest.approx(mean(row.clip_factor for row in last))
+    assert ours.eta**2 * mean(row.mean_squared_sigma for row in last) == pytest.approx(
+        mean(row.eta**2 * row.mean_squared_sigma for row in last)
+    )
+    # Over the window: of each step's mean over its rows.
+    assert ours.mean_squared_sigma == pytest.approx(mean(mean(r.mean_squared_sigma for r in rows) for rows in moved))
+    assert ours.clipped_fraction == pytest.approx(mean(mean(r.clipped_fraction for r in rows) for rows in moved))
     if options.get("clip", 2.0) is not None:
         assert 0 < ours.clipped_fraction < 1
-    moved = [record for index, record in enumerate(theirs) if index != ABSENT]  # absent from the last step
-    assert ours.param_norm**2 == pytest.approx(sum(record.param_norm**2 for record in moved) / len(moved))
-    assert ours.grad_norm**2 == pytest.approx(sum(record.grad_norm**2 for record in moved) / len(moved))
-    assert ours.angular_update**2 == pytest.approx(sum(record.angular_update**2 for record in moved) / len(moved))
-    assert ours.effective_lr == pytest.approx(sum(record.effective_lr for record in moved) / len(moved))
+
+
+@pytest.mark.usefixtures("decides")
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_equilibrium_norm_of_one_step_is_a_mean_of_its_rows(options):
+    """Of fourth powers, each eta^2 sigma^2 / (lambda eta (2 - lambda eta))."""
+    weight, bias = start()
+    optimizer = train(weight, bias, range(STEPS - 1), **options)
+    optimizer.statistics(reset=True)
+    [ours] = train(weight, bias, [STEPS - 1], optimizer, **options).statistics()
+    _, moved = train_row_by_row(*start(), **options)
+    assert ours.equilibrium_norm**4 == pytest.approx(mean(row.equilibrium_norm**4 for row in moved[-1]))
 
 
 @settings(deadline=None, max_examples=20)

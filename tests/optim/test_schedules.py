@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sibert.optim import SCHEDULES, ClippedSGD, default_intrinsic_lr, schedule, schedule_groups
@@ -22,6 +22,7 @@ def test_schedules_by_hand(name, expected):
     assert [f(step) for step in (0, 25, 50, 60, 90, 100, 1000)] == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(SCHEDULES)),
     total=st.integers(2, 10_000),

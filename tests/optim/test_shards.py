@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import socket
 import tempfile
 
@@ -66,12 +65,11 @@ def one_process(implementation):
     return [p.detach() for p in network.parameters()], records
 
 
-def shard(rank, port, folder):
+def shard(rank, folder):
     from torch.distributed.fsdp import fully_shard
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     results = {}
     halves = torch.distributed.tensor.distribute_tensor(torch.ones(4, 6), mesh, [torch.distributed.tensor.Shard(1)])
@@ -99,7 +97,7 @@ def free_port():
 @pytest.mark.slow
 def test_two_processes_step_as_one():
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(shard, (free_port(), folder), nprocs=2)
+        torch.multiprocessing.spawn(shard, (folder,), nprocs=2)
         results = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
     for decides, implementation in CASES:
         expected, expected_records = one_process(implementation)

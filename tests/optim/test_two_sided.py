@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sibert.models import SibertConfig, SibertForMaskedLM
 from sibert.optim import ClippedSGD, build_optimizer, synchronisation
+from sibert.optim.clipping import LARGEST_FACTOR, clip_factor, clip_factors
 from tests.optim.toys import directions, invariant_loss, quadratic_loss, start, trajectory
 
 GAMMA, CLIP = 0.01, 2.0
@@ -53,8 +54,8 @@ def test_hundred_steps_follow_the_formula(loss, implementation):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    norm=st.floats(1e-6, 1e6),
-    scale=st.floats(1e-6, 1e6),
+    norm=st.floats(1e-5, 1e5),
+    scale=st.floats(1e-5, 1e5),
     mode=st.sampled_from([{"intrinsic_lr": GAMMA}, {"lr": 0.1, "weight_decay": GAMMA / 0.1}]),
     rows=st.booleans(),
 )
@@ -140,6 +141,30 @@ def test_a_gradient_that_is_nothing_is_not_lengthened(length, rows):
     optimizer.step()
     at_rest = rows and length == 0.0  # a row without gradient does not decay
     torch.testing.assert_close(x.detach(), before if at_rest else (1 - GAMMA) * before, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.usefixtures("decides")
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(("exponent", "lengthened"), [(59.9, True), (60.1, False)])
+def test_a_gradient_is_lengthened_by_less_than_two_to_the_sixty(exponent, lengthened, rows):
+    x = torch.nn.Parameter(start()[None])
+    before = x.detach().clone()
+    optimizer = ClippedSGD([{"params": [x], "rows": rows}], 0.1, GAMMA / 0.1, two_sided=True)
+    x.grad = torch.zeros_like(x)
+    x.grad[0, 0] = LEAST * before.norm() / 0.1 * 2.0**-exponent
+    optimizer.step()
+    assert optimizer.statistics()[0].clip_factor == pytest.approx(2.0**exponent if lengthened else 1.0)
+    tangent = (x.detach() - (1 - GAMMA) * before).norm().item() / before.norm().item()
+    assert tangent == pytest.approx(LEAST if lengthened else 0.0, abs=1e-12)
+
+
+def test_from_that_factor_on_a_step_is_left_as_it_is():
+    boundary = 3.0 / LARGEST_FACTOR
+    lengths = [math.nextafter(boundary, 0.0), boundary, math.nextafter(boundary, 1.0)]
+    factors = [clip_factor(length, 12.0, 3.0) for length in lengths]
+    assert factors == [1.0, 1.0, 3.0 / lengths[2]]
+    bounds = (torch.full((3,), bound, dtype=torch.float64) for bound in (12.0, 3.0))
+    assert clip_factors(torch.tensor(lengths, dtype=torch.float64), *bounds).tolist() == factors
 
 
 def test_a_schedule_that_ends_at_zero_ends_it():

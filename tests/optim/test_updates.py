@@ -1,5 +1,6 @@
 """Three implementations of one step, with the host reading decisions or leaving them on the device."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sibert.optim import ClippedSGD, Hybrid, Lamb, synchronisation
+from sibert.optim.statistics import read_record
 from sibert.optim.updates import descend, resolve_implementation
 
 IMPLEMENTATIONS = ["reference", "foreach", "fused"]
@@ -39,9 +41,11 @@ def case(dtype, gradient_dtype=None):
     parameters = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
     gradients = [torch.randn(shape, generator=generator).to(gradient_dtype or dtype) for shape in SHAPES]
     gradients[1] = None
-    # A parameter and a gradient that are laid out differently in memory.
+    # A parameter and a gradient that are laid out differently in memory, either of them with gaps.
     parameters.append(torch.randn(6, 4, generator=generator).to(dtype).t())
     gradients.append(torch.randn(4, 6, generator=generator).to(gradient_dtype or dtype))
+    parameters.append(torch.randn(6, 4, generator=generator).to(dtype))
+    gradients.append(torch.randn(4, 6, generator=generator).to(gradient_dtype or dtype).t())
     return parameters, gradients
 
 
@@ -73,7 +77,7 @@ def assert_all_close(results, expected, dtype):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("step_size", [0.3, 0.0, 1e-33])
+@pytest.mark.parametrize("step_size", [0.3, 0.0, 1e-33, 1e-42])
 def test_every_implementation_is_the_formula(implementation, dtype, step_size):
     results = step(implementation, dtype, step_size=step_size)
     assert_all_close(results, by_the_formula(dtype, step_size=step_size), dtype)
@@ -118,6 +122,8 @@ def test_the_fused_kernel_is_used_only_where_it_reads_memory_rightly():
     assert resolve_implementation(None, x, x.clone()) == "fused"
     assert resolve_implementation("fused", x, x.double()) == "foreach"
     assert resolve_implementation("fused", x.t(), x.t()) == "foreach"
+    assert resolve_implementation("fused", x, torch.randn(6, 4).t()) == "foreach"
+    assert resolve_implementation("fused", x.t(), torch.randn(6, 4)) == "foreach"
     assert resolve_implementation("fused", x, None) == "foreach"
     assert resolve_implementation("reference", x, x) == "reference"
     assert resolve_implementation(None, x.to("meta"), x.to("meta")) == "foreach"
@@ -162,6 +168,18 @@ def test_whole_optimizers_agree(implementation, decides, monkeypatch):
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
         assert ours.clip_factor == pytest.approx(theirs.clip_factor, rel=1e-5)
         assert ours.eta == pytest.approx(theirs.eta, rel=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "foreach", "fused"])
+def test_a_device_records_every_number_that_the_host_does(implementation, monkeypatch):
+    """Also what the statistics do not show: a run may be saved there and go on here."""
+    _, host = train(lambda g: clipped(g, "reference"))
+    monkeypatch.setattr(synchronisation, "host_may_read", lambda device: False)
+    _, device = train(lambda g: clipped(g, implementation))
+    for ours, theirs in zip(device.statistics(), host.statistics(), strict=True):
+        assert dataclasses.asdict(ours) == pytest.approx(dataclasses.asdict(theirs), rel=1e-5)
+    for ours, theirs in zip(device.param_groups, host.param_groups, strict=True):
+        assert read_record(ours["statistics"]) == pytest.approx(read_record(theirs["statistics"]), rel=1e-5)
 
 
 @pytest.mark.usefixtures("device_decides")

@@ -72,8 +72,9 @@ class ClippedSGD(Optimizer):
         s = min(max(1, r / clip), clip r),        r = sqrt(2 lambda / eta) |x| / |g|,
 
     and a step turns the group by sqrt(2 gamma) / clip at least and clip sqrt(2 gamma) at most, whatever |x| and |g|
-    are: |x| may start anywhere, and directions lose no time. As clip > 1 the decay still wins over lengthened
-    gradients, and the norm goes to the same equilibrium. Gradients that vanish have to meet a schedule that ends at 0.
+    are, as long as s < 2^60 (a shorter g is nothing but rounding, and s = 1): |x| may start anywhere, and directions
+    lose no time. As clip > 1 the decay still wins over lengthened gradients, and the norm goes to the same equilibrium.
+    Gradients that vanish have to meet a schedule that ends at 0.
 
     **Intrinsic mode.** For a scale-invariant loss the directions x/|x| depend on eta and lambda through
     gamma = eta lambda alone, if the run starts at the equilibrium norm (Lemma 2.4: (eta, lambda, x) and
