@@ -153,8 +153,8 @@ def candidates(
         return one(optimizer, torch.compile(optimizer.step))
 
     def muon() -> tuple[Sequence[Optimizer], Any]:
-        table = max(p.shape[0] for p in tensors.shared)
-        hidden = [p for p in tensors.shared if p.dim() == 2 and min(p.shape) > 2 and len(p) < table]
+        rows, width = max((p.shape for p in tensors.shared if p.dim() == 2), key=lambda shape: shape[0])
+        hidden = [p for p in tensors.shared if p.dim() == 2 and min(p.shape) == width and len(p) < rows]
         rest = [p for p in tensors.shared if all(p is not q for q in hidden)]
         both = torch.optim.Muon(hidden, lr=1e-7), torch.optim.AdamW(rest, lr=1e-7, fused=True)
         return both, lambda: [optimizer.step() for optimizer in both]

@@ -214,9 +214,8 @@ def shortened(study: Study, found: Mapping[str, Final]) -> str:
         return ""
     mean = sum(losses) / len(losses)
     seeds = f"{shown(min(losses))} to {shown(max(losses))}" if len(losses) > 1 else "one seed"
-    return (
-        f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean)} ({seeds}), {mean - bert.mean:+.3f} against {bert.label}."
-    )
+    behind = f"{mean - bert.mean:+.3f} against {bert.label}"
+    return f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean)} ({seeds}), {behind}."
 
 
 def gap(study: Study, found: Mapping[str, Final]) -> str:
