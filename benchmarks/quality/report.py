@@ -219,7 +219,7 @@ def shortened(study: Study, found: Mapping[str, Final]) -> str:
 
 
 def gap(study: Study, found: Mapping[str, Final]) -> str:
-    """The paper's own gap: joint form against Adam on a BERT with learned positions, after equal and twice the steps."""
+    """The paper's own gap: joint form against Adam on BERT with learned positions, after equal and twice the steps."""
     joint = found.get("sibert-joint")
     bert = reference({name: final for name, final in found.items() if name != "bert-modern-adamw"})
     if not joint or not bert:
