@@ -1,7 +1,8 @@
 """Relative Global Clipping, from above (Algorithm 1 of arXiv 2202.00980) or from both sides: `ClippedSGD` says why.
 
 A step has length eta |g|. Its bounds are multiples of |x|: clip sqrt(2 gamma) |x|, and, from both sides,
-sqrt(2 gamma) |x| / clip, where gamma = eta lambda. The clip factor s brings it between them, unless s would be 2^60 or more.
+sqrt(2 gamma) |x| / clip, where gamma = eta lambda. The clip factor s brings it between them, unless s
+would have to be 2^60 or more.
 
 Shape suffixes: I = vectors.
 """
