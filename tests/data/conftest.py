@@ -10,8 +10,6 @@ import torch
 
 from sibert.data import PreparedCorpus, prepare_corpus, train_tokenizer
 
-torch.set_num_threads(1)
-
 SENTENCE = (
     "the quick brown fox jumps over lazy dogs while seven wizards brew strange potions under a pale winter moon and "
     "nobody asks why scale invariant networks forget their norms yet remember directions unbelievably"
@@ -23,6 +21,14 @@ def make_text(number: int, words: int = 60) -> str:
     """A document that no other number gives."""
     generator = np.random.default_rng(number)
     return f"document {number} " + " ".join(generator.choice(WORDS, size=words))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import pytest
 
 from sibert.data.cache import build_once, cache_root, content_key
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 
 def test_equal_parts_give_equal_keys_and_others_do_not():
     assert content_key(a=1, b=[2]) == content_key(b=[2], a=1)

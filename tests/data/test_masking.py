@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sibert.data import MaskedDataset, unigram_entropy
@@ -52,6 +52,7 @@ def test_the_number_of_targets_is_exact(tokenizer, rate, padding):
 
 
 @given(st.floats(0.001, 0.999), st.integers(8, 600))
+@settings(deadline=None)
 def test_the_slots_suffice_for_every_sequence(rate, length):
     assert max(target_count(rate, maskable) for maskable in range(length - 1)) == target_count(rate, length - 2)
 
@@ -188,6 +189,31 @@ def test_validation_masks_never_move_and_are_not_those_of_training(data):
         assert same(fixed[index], fixed[9, index])
     moving = MaskedDataset(data.validation, data.tokenizer, seed=3)
     assert not all(same(fixed[index], moving[0, index]) for index in range(len(fixed)))
+
+
+def test_pairs_of_validation_never_move_and_are_drawn_by_a_stream_of_their_own(prepared_pairs, monkeypatch):
+    def partners(masked, epoch):
+        examples = [masked[epoch, index] for index in range(len(masked))]
+        return [(unmasked(example).tobytes(), example["next_sentence_label"]) for example in examples]
+
+    drawn = set()
+
+    def recorded(seed, purpose, epoch, index):
+        drawn.add(purpose)
+        return random_stream(seed, purpose, epoch, index)
+
+    monkeypatch.setattr("sibert.data.masking.random_stream", recorded)
+    fixed = prepared_pairs.masked_validation(seed=3)
+    still = partners(fixed, 0)
+    assert partners(fixed, 9) == still
+    assert drawn == {Purpose.VALIDATION_PAIRS, Purpose.VALIDATION_MASKS}
+    drawn.clear()
+    moving = MaskedDataset(prepared_pairs.validation, prepared_pairs.tokenizer, seed=3)
+    first, second = partners(moving, 0), partners(moving, 1)
+    assert drawn == {Purpose.TRAIN_PAIRS, Purpose.TRAIN_MASKS}
+    for one, other in ((still, first), (first, second)):
+        assert [pair for pair, _ in one] != [pair for pair, _ in other]
+        assert [label for _, label in one] != [label for _, label in other]
 
 
 def test_examples_have_the_fields_of_the_interface(data):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sibert.data.packing import (
@@ -34,6 +34,7 @@ def unwrap(row):
 
 
 @given(LENGTHS)
+@settings(deadline=None)
 def test_blocks_hold_every_token_once_in_order_and_each_document_is_followed_by_a_separator(lengths):
     documents = number_documents(lengths)
     blocks = [row for rows in pack_blocks(documents, LAYOUT) for row in rows]
@@ -45,6 +46,7 @@ def test_blocks_hold_every_token_once_in_order_and_each_document_is_followed_by_
 
 
 @given(LENGTHS)
+@settings(deadline=None)
 def test_only_the_last_block_is_padded(lengths):
     blocks = [row for rows in pack_blocks(number_documents(lengths), LAYOUT) for row in rows]
     assert all(len(row) == 16 and row.dtype == np.uint16 for row in blocks)
@@ -59,6 +61,7 @@ def test_a_large_document_is_cut_in_chunks_without_a_seam():
 
 
 @given(st.integers(2, 500))
+@settings(deadline=None)
 def test_pairs_hold_every_token_of_a_document_once_in_order(length):
     document = np.arange(10, 10 + length)
     pairs = pack_pairs(document, LAYOUT)

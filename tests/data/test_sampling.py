@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -148,6 +148,7 @@ def test_a_batch_is_stacked_int64_tensors(prepared_pairs):
 
 
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=300), st.integers(1, 40), st.integers(0, 9))
+@settings(deadline=None)
 def test_by_length_an_epoch_has_every_example_once_and_is_a_function_of_seed_and_epoch(lengths, batch, epoch):
     sampler = LengthSampler(lengths, batch, seed=3)
     sampler.set_epoch(epoch)

@@ -274,6 +274,18 @@ def test_twins_return_what_their_models_do(batch):
         assert any(one.shape == logits.shape and torch.equal(one, logits) for one in shorter)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_modernberts_feed_forward_layer_has_three_matrices_of_two_thirds_of_the_width(size):
+    bert = SIZES[size]
+    modern = modern_bert_config(**bert)
+    assert modern.intermediate_size % 8 == 0
+    assert abs(modern.intermediate_size - 2 / 3 * bert["intermediate_size"]) <= 4
+    with torch.device("meta"):
+        mlp = ModernBertTwinForMaskedLM(modern).model.layers[0].mlp
+    matrices = sum(p.numel() for p in mlp.parameters() if p.dim() == 2)
+    assert matrices == pytest.approx(2 * bert["hidden_size"] * bert["intermediate_size"], rel=0.07)
+
+
 def test_positions_may_be_those_of_all_sequences(config, batch):
     model = SibertModel(config).eval()
     ids = batch["input_ids"]

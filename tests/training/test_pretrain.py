@@ -1,6 +1,7 @@
 """Runs of a few steps: every kind of model, what a run directory holds, exact invariance to the initial scale."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sibert.models import INVARIANCES, SibertConfig, SibertForMaskedLM
 from sibert.optim import build_optimizer
 from sibert.training import PretrainRecipe, PretrainTrainer, build_model, fill_masks, run_pretraining
 from sibert.training.finetune_recipe import FinetuneRecipe
+from sibert.training.metrics import LossWindow
 from sibert.training.pretrain import build_training_optimizer, describe
 from tests.assertions import relative_change, scaled
 from tests.training.runs import losses, records, weights
@@ -42,12 +44,19 @@ from tests.training.runs import losses, records, weights
     ],
     ids=str,
 )
-def test_every_kind_of_run_learns_and_leaves_a_model(changes, recipe, tmp_path):
-    out = tmp_path / "run"
+def test_every_kind_of_run_moves_every_matrix_and_leaves_a_model(changes, recipe, tmp_path, monkeypatch):
+    out, begun = tmp_path / "run", {}
+
+    def remember(recipe, model):
+        begun.update({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+        return build_training_optimizer(recipe, model)
+
+    monkeypatch.setattr("sibert.training.pretrain.build_training_optimizer", remember)
     assert run_pretraining(recipe(steps=6, **changes), out) == 0
     loader = AutoModelForPreTraining if changes.get("next_sentence") else AutoModelForMaskedLM
     model = loader.from_pretrained(out)
     assert all(p.isfinite().all() for p in model.parameters())
+    assert not [n for n, p in model.named_parameters() if p.dim() > 1 and torch.equal(p, begun[n])]
     assert len(AutoTokenizer.from_pretrained(out)) == model.config.vocab_size
     if changes.get("model", "sibert") == "sibert":  # what the next-sentence task has taught to stand for a text
         assert model.config.classifier_pooling == ("cls" if changes.get("next_sentence") else "mean")
@@ -57,6 +66,21 @@ def test_every_kind_of_run_learns_and_leaves_a_model(changes, recipe, tmp_path):
     assert evaluation["targets"] > 0
     assert evaluation["unigram_entropy"] > 0
     assert ("nsp_loss" in evaluation) == bool(changes.get("next_sentence"))
+
+
+def test_the_speed_counts_every_token_of_every_micro_batch_once(recipe, tmp_path, monkeypatch):
+    now, add = 0.0, LossWindow.add
+
+    def add_after_a_second(window, losses, tokens):
+        nonlocal now
+        now += 1.0
+        add(window, losses, tokens)
+
+    monkeypatch.setattr(LossWindow, "add", add_after_a_second)
+    monkeypatch.setattr("sibert.training.metrics.time", SimpleNamespace(perf_counter=lambda: now))
+    run_pretraining(recipe(steps=4, accumulation=2, eval_every=4, save_every=4), tmp_path / "run")
+    assert [record["tokens_per_second"] for record in records(tmp_path / "run")] == [4 * 32] * 4
+    assert [record["wall_seconds"] for record in records(tmp_path / "run")] == [2, 4, 6, 8]
 
 
 def test_the_run_directory(recipe, tmp_path):
@@ -226,6 +250,35 @@ def test_the_finer_forms_are_clipped_from_both_sides(options, expected):
     model = SibertForMaskedLM(config)
     optimizer, _ = build_training_optimizer(PretrainRecipe(**options), model)
     assert {group["two_sided"] for group in optimizer.param_groups if group.get("scale_invariant")} == {expected}
+
+
+@pytest.mark.parametrize("invariance", INVARIANCES)
+def test_the_head_warms_up_for_a_hundredth_of_the_run_and_the_scale_invariant_groups_never_do(invariance):
+    model = SibertForMaskedLM(SibertConfig.of_size("nano", vocab_size=50, invariance=invariance))
+    recipe = PretrainRecipe(steps=1000, invariance=invariance, schedule="constant")
+    optimizer, lr_schedule = build_training_optimizer(recipe, model)
+    shares = []
+    for _ in range(11):
+        shares.append({group["name"]: group["lr"] / group["initial_lr"] for group in optimizer.param_groups})
+        optimizer.step()
+        lr_schedule.step()
+    for step, share in ((0, 1 / 11), (5, 6 / 11), (10, 1.0)):
+        assert shares[step].pop("head") == pytest.approx(share)
+        assert set(shares[step].values()) == {1.0}
+
+
+@pytest.mark.parametrize("decay", [None, 0.2])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "sgd"])
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_the_matrices_of_a_twin_decay_and_its_vectors_do_not(name, optimizer, decay, recipe):
+    chosen = recipe(model=name, optimizer=optimizer, weight_decay=decay, warmup_steps=0)
+    model = build_model(chosen, vocab_size=50, pad_token_id=0)
+    groups = {group["name"]: group for group in build_training_optimizer(chosen, model)[0].param_groups}
+    assert {group: groups[group]["weight_decay"] for group in groups} == {"matrices": decay or 0.01, "vectors": 0.0}
+    assert all(group["lr"] > 0 for group in groups.values())
+    assert {p.dim() for p in groups["matrices"]["params"]} == {2}
+    assert {p.dim() for p in groups["vectors"]["params"]} == {1}
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
 
 
 def test_absolute_clipping_is_refused_with_the_reason(tmp_path):
