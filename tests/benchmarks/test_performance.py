@@ -87,7 +87,7 @@ def test_ragged_rows_are_fine_tuned_padded_and_flat(smoke):
 
 
 def test_pre_training_is_compared_with_the_peer(smoke):
-    assert smoke("pretraining_throughput", *TURNS).count("of the peer") == 3
+    assert smoke("pretraining_throughput", *TURNS).count("of the peer") == 4
 
 
 @pytest.mark.parametrize("layout", ["full", "padded", "packed"])
@@ -323,10 +323,11 @@ def test_results_of_a_gpu_fill_their_rows(table, tmp_path):
     store(
         tmp_path,
         "pretraining_throughput_cuda",
-        speed_relative_to_peer={"SIBERT matrix": 1.29},
+        speed_relative_to_peer={"BERT": 1.0, "the same, predicted positions only": 1.1, "SIBERT matrix": 1.29},
         model_flop_utilisation={"SIBERT matrix": 0.41},
     )
     _, speed, used = table.throughput()
+    assert speed[2].startswith("matrix 1.29 (1.17) (in brackets")
     assert (speed[3], used[2], used[3]) == ("missed", "41 %", "met")
 
 
