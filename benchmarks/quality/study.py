@@ -318,13 +318,23 @@ class Study:
         self.run(self.trial(name, rate, options=options) for options in self.some(ABLATIONS) for rate in rates)
 
     def robust(self) -> dict[str, Trial]:
-        """The runs that `robustness` varies: as many steps as in the search, if of the smallest batch."""
+        """The runs that `robustness` varies: as many steps as in the search, if of the smallest batch.
+
+        At the best rate of that batch; where the phase `batch` has none, at that of long runs. (Where the rate is too
+        high, rounding alone decides when a run leaves the plateau of token frequencies: LOGBOOK, 2026-11-29.)
+        """
         size = min(self.scale.other_batches)
         fields = {"tokens_per_step": size, "tokens": self.scale.short // self.scale.tokens_per_step * size}
-        return {name: self.trial(name, self.best_rate(name), **fields) for name in (*OURS, min(ADAMW, key=self.best))}
+        runs = {}
+        for name in (*OURS, min(ADAMW, key=self.best)):
+            found = {"tokens_per_step": size, "options": self.best_options(name)}
+            known = self.search(name, **found)
+            rate = min(known, key=known.__getitem__) if known else self.final_rate(name)
+            runs[name] = self.trial(name, rate, **fields)
+        return runs
 
     def robustness(self) -> None:
-        """Initialisation, loss scale, learning rate, bfloat16, warm-up, depth; one setting for all."""
+        """Initialisation, loss scale, learning rate, bfloat16, warm-up, depth; one setting for all of a contestant."""
         trials = []
         for name, base in self.robust().items():
             applies = [

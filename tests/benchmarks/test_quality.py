@@ -193,3 +193,19 @@ def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch)
     assert cells() == ["as", "5.500", "6.000", ""]
     keep("sibert-matrix", 5.4, tokens_per_step=1024, **linear)
     assert cells() == ["schedule", "5.400", "5.000", ""]
+
+
+def test_robustness_is_asked_at_the_best_rate_of_its_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("study.results", lambda scale: tmp_path / f"{scale}.jsonl")
+    study = Study("cpu", [], workers=1, device="cpu")
+
+    def keep(name, rate, loss, **fields):
+        study.records[study.trial(name, CONTESTANTS[name].rates[rate], **fields).key] = {"loss": loss}
+
+    for name in (*OURS, *ADAMW):
+        keep(name, 5, 6.0)
+    keep("sibert-matrix", 5, 6.1, tokens_per_step=1024)
+    keep("sibert-matrix", 3, 4.2, tokens_per_step=1024)
+    keep("sibert-row", 4, 3.6, tokens=study.scale.long)
+    chosen = {name: CONTESTANTS[name].rates.index(trial.rate) for name, trial in study.robust().items()}
+    assert chosen == {"sibert-joint": 5, "sibert-matrix": 3, "sibert-row": 4, ADAMW[0]: 5}
