@@ -250,6 +250,27 @@ def batch_table(study: Study) -> str:
     return table(["contestant", "variation", *(f"{size} tokens a step" for size in sizes)], rows)
 
 
+def share_of_tokens(study: Study) -> str:
+    """After which share of the search's tokens the matrix form is at the loss of the best AdamW, by batch size."""
+    parts = []
+    for size in sorted([study.scale.tokens_per_step, *study.scale.other_batches]):
+        ours, theirs = (
+            [
+                record
+                for name in names
+                for options in (study.best_options(name), PLAIN)
+                for rate in study.search(name, tokens_per_step=size, options=options)
+                if (record := study.find(study.trial(name, rate, tokens_per_step=size, options=options)))
+            ]
+            for names in (("sibert-matrix",), ADAMW)
+        )
+        if ours and theirs:
+            curve = [(tokens, math.inf if loss is None else loss) for tokens, loss in min(ours, key=finite)["curve"]]
+            tokens = tokens_until(curve, curve_end(min(theirs, key=finite)))
+            parts.append(f"{size}: {'not' if tokens is None else f'{tokens / curve[-1][0]:.2f}'}")
+    return f"SIBERT matrix at the loss of the best AdamW, share of the tokens by tokens a step: {', '.join(parts)}."
+
+
 def robustness_table(study: Study) -> str:
     """One setting for all: what a variation changes."""
     names, bases = zip(*study.robust().items(), strict=True)
@@ -435,7 +456,7 @@ def main() -> None:
             "Recipe": variations_table(study, RECIPES),
             "Final": "\n\n".join(filter(None, [final_table(found), shortened(study, found), gap(study, found)])),
             "Long runs": long_table(study),
-            "Batch size": batch_table(study),
+            "Batch size": f"{batch_table(study)}\n\n{share_of_tokens(study)}",
             "Ablation": variations_table(study, {"sibert-matrix": ABLATIONS}),
             "Rotation": rotation_table(runs),
             "Robustness": robustness_table(study),

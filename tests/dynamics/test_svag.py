@@ -193,13 +193,13 @@ class TestHyperParameters:
         torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5)
         assert sgd.param_groups[0]["lr"] == pytest.approx(0.1)
 
-    def test_a_schedule_made_before_goes_on_from_it_as_well(self):
+    def test_so_does_one_that_goes_on_with_the_initial_rate_of_another(self):
         sgd = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.8)
-        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5)
+        torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5)
         SVAG(sgd, 4)
         assert sgd.param_groups[0]["lr"] == pytest.approx(0.1)
-        assert sgd.param_groups[0]["initial_lr"] == pytest.approx(0.2)
-        assert schedule.optimizer is sgd
+        torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.25, last_epoch=0)
+        assert sgd.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 class TestRefusals:
