@@ -5,7 +5,7 @@
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `recipe` (five variations of schedule,
 warm-up and the like for those that the headline compares), `final` (the long budget: finalists down to a rate that
 beats both neighbours, and with more seeds there; the others at one rate), `batch` (finalists at other batch sizes,
-four rates or more), `ablation` (what each part of the matrix form is worth), `robustness`, `misjudged` (a learning rate
+four rates or more), `ablation` (what each part of the matrix form is worth, three rates or more), `robustness`, `misjudged` (a learning rate
 that is wrong by a factor of 100, at fixed eta lambda). A phase reads what earlier ones found.
 Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
 continued at will.
@@ -312,10 +312,19 @@ class Study:
         return [self.trial(contestant, rate, **fields) for rate in rates]
 
     def ablation(self) -> None:
-        """Take one thing at a time away from the matrix form; three rates each, for the best one may move."""
-        name = "sibert-matrix"
-        rates = self.neighbours(name, self.best_rate(name))
-        self.run(self.trial(name, rate, options=options) for options in self.some(ABLATIONS) for rate in rates)
+        """Take one thing at a time away from the matrix form: three rates, and more until the best one is inside."""
+        while missing := [trial for trial in self.ablation_trials() if trial.key not in self.records]:
+            self.run(missing)
+
+    def ablation_trials(self) -> list[Trial]:
+        """The rates around the best one of the search, and those around the best one of each ablation so far."""
+        name, trials = "sibert-matrix", []
+        for options in self.some(ABLATIONS):
+            rates = self.neighbours(name, self.best_rate(name))
+            if losses := self.search(name, options=options):
+                rates += self.neighbours(name, min(losses, key=losses.__getitem__))
+            trials += [self.trial(name, rate, options=options) for rate in rates]
+        return trials
 
     def robust(self) -> dict[str, Trial]:
         """The runs that `robustness` varies: as many steps as in the search, if of the smallest batch.
