@@ -5,8 +5,9 @@
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `recipe` (five variations of schedule,
 warm-up and the like for those that the headline compares), `final` (the long budget: finalists down to a rate that
 beats both neighbours, and with more seeds there; the others at one rate), `batch` (finalists at other batch sizes,
-four rates or more), `ablation` (what each part of the matrix form is worth, three rates or more), `robustness`, `misjudged` (a learning rate
-that is wrong by a factor of 100, at fixed eta lambda). A phase reads what earlier ones found.
+four rates or more), `ablation` (what each part of the matrix form is worth, three rates or more), `robustness`,
+`misjudged` (a learning rate that is wrong by a factor of 100, at fixed eta lambda). A phase reads what earlier ones
+found.
 Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
 continued at will.
 """
