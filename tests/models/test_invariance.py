@@ -145,3 +145,29 @@ def test_all_zero_embeddings_are_finite(config, batch):
             if isinstance(module, nn.Embedding):
                 module.weight.zero_()
     assert model(**batch).last_hidden_state.isfinite().all()
+
+
+@pytest.mark.parametrize("invariance", ["joint", "matrix", "row"])
+def test_a_loss_times_a_power_of_two_trains_the_same_model_head_included(invariance, batch):
+    """Bit for bit; with the epsilon that optimizers usually have for the head it would not be."""
+
+    def run(exponent, epsilon=None):
+        torch.manual_seed(0)
+        still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = SibertForMaskedLM(deep_config(num_hidden_layers=3, invariance=invariance, **still)).train()
+        optimizer = build_optimizer(model, intrinsic_lr=0.01)
+        if epsilon is not None:
+            optimizer.param_groups[-1]["eps"] = epsilon
+        for step in range(6):
+            optimizer.zero_grad()
+            shifted = {**batch, "input_ids": (batch["input_ids"] + step) % 92 + 5}
+            (2.0**exponent * model(**shifted, labels=batch["input_ids"]).loss).backward()
+            optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    def same(left, right):
+        return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+    for exponent in (-14, 14):
+        assert same(run(0), run(exponent))
+    assert not same(run(0, 1e-8), run(-14, 1e-8))

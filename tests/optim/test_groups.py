@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -113,14 +115,36 @@ def test_a_head_with_a_matrix_gets_lamb_and_one_of_vectors_adamw_without_decay()
     model = Toy()
     hybrid = build_optimizer(model, intrinsic_lr=0.01)
     assert type(hybrid.optimizers[1]) is Lamb
-    chosen = {"lr": 1e-2, "betas": (0.9, 0.999), "weight_decay": 0.01}
+    chosen = {"lr": 1e-2, "betas": (0.9, 0.999), "weight_decay": 0.01, "eps": 1e-20}
     assert {key: hybrid.param_groups[1][key] for key in chosen} == chosen
     model.head = nn.LayerNorm(4)
     hybrid = build_optimizer(model, intrinsic_lr=0.01)
     assert type(hybrid.optimizers[1]) is torch.optim.AdamW
-    chosen = {"lr": 3e-3, "betas": (0.9, 0.98), "weight_decay": 0.0}
+    chosen = {"lr": 3e-3, "betas": (0.9, 0.98), "weight_decay": 0.0, "eps": 1e-20}
     assert {key: hybrid.param_groups[1][key] for key in chosen} == chosen
     assert build_optimizer(model, intrinsic_lr=0.01, head_lr=0.1).param_groups[1]["lr"] == 0.1
+
+
+def test_a_head_in_float16_which_cannot_hold_so_small_an_epsilon_has_that_of_its_optimizer():
+    model = Toy()
+    model.head.half()
+    assert build_optimizer(model, intrinsic_lr=0.01).param_groups[1]["eps"] == 1e-6
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-21, 1e-23, 1e-30, 0.0])
+@pytest.mark.parametrize("head", [nn.Linear(4, 4), nn.LayerNorm(4)], ids=["Lamb", "AdamW"])
+def test_gradients_whose_squares_underflow_make_no_longer_step_than_others(head, size):
+    """The smallest epsilon that still divides what squares lose: m / eps may not outgrow m / sqrt(v)."""
+    model = Toy()
+    model.head = copy.deepcopy(head)
+    *_, optimizer = build_optimizer(model, intrinsic_lr=0.01, head_lr=0.01).optimizers
+    before = [p.detach().clone() for p in model.head.parameters()]
+    for _ in range(5):
+        for p in model.head.parameters():
+            p.grad = torch.full_like(p, size)
+        optimizer.step()
+    for old, p in zip(before, model.head.parameters(), strict=True):
+        assert (p - old).abs().max() <= 5 * 0.01 * max(1.0, old.norm().item()) * 1.1
 
 
 def test_build_optimizer_gives_each_part_its_own():

@@ -18,6 +18,10 @@ __all__ = ["InvariantGroup", "ScaleInvariantModel", "build_optimizer", "param_gr
 
 HEAD = "head"
 HEAD_LAMB_LR, HEAD_ADAMW_LR = 1e-2, 3e-3
+HEAD_EPS = 1e-20
+"""Of LAMB and AdamW, against division by 0 alone: 1e-6 or 1e-8 may be larger than gradients of a loss that is scaled
+down, and steps would depend on its scale. Not smaller than the squares of float32 allow: they are 0 below 1e-21, where
+m / eps may be no longer than a step elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,9 @@ def build_optimizer(
 
     A head without matrices, nothing but biases and scales, gets AdamW without weight decay instead: LAMB's steps are
     relative to the norm of a whole tensor, which is too far for biases that start at the log frequencies of the tokens
-    (LOGBOOK, 2026-11-23).
+    (LOGBOOK, 2026-11-23). The head's epsilon is 1e-20, so that its steps, too, do not depend on the scale of the loss:
+    in intrinsic mode a loss times 2^k trains the same model, bit for bit on the CPU, until gradients leave the range of
+    their dtype. (A head in float16, which cannot hold 1e-20, has the optimizer's own epsilon.)
 
     Args:
         model: A model as for `param_groups`.
@@ -165,7 +171,10 @@ def build_optimizer(
 
 
 def _head_optimizer(head: dict[str, Any], lr: float | None) -> Optimizer:
-    if any(parameter.dim() >= 2 for _, parameter in head["params"]):
+    parameters = [parameter for _, parameter in head["params"]]
+    if all(parameter.dtype != torch.float16 for parameter in parameters):
+        head = {**head, "eps": HEAD_EPS}
+    if any(parameter.dim() >= 2 for parameter in parameters):
         return Lamb([head], lr=HEAD_LAMB_LR if lr is None else lr, weight_decay=0.01)
     lr = HEAD_ADAMW_LR if lr is None else lr
     return torch.optim.AdamW([head], lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
