@@ -273,10 +273,10 @@ def share_of_tokens(study: Study) -> str:
 
 def robustness_table(study: Study) -> str:
     """One setting for all: what a variation changes."""
-    names, bases = zip(*study.robust().items(), strict=True)
-    plain = [study.find(base) for base in bases]
-    if not all(plain):
+    measured = {name: (base, record) for name, base in study.robust().items() if (record := study.find(base))}
+    if not measured:
         return ""
+    names, (bases, plain) = list(measured), zip(*measured.values(), strict=True)
     rows = [["as it is", *(shown(finite(record)) for record in plain)]]
     changes: dict[str, list[list[float]]] = {"init_scale": [[] for _ in names], "loss_scale": [[] for _ in names]}
     for options in ROBUSTNESS:
@@ -287,14 +287,16 @@ def robustness_table(study: Study) -> str:
             cells.append("" if math.isnan(change) else "diverged" if math.isinf(change) else f"{change:+.4f}")
             if (kind := next(iter(options))) in changes:
                 changes[kind][index].append(change)
-        rows.append([named(options), *cells])
+        if any(cells):
+            rows.append([named(options), *cells])
     for kind, by_name in changes.items():
         rows.append(
             [f"**spread over {kind}**", *(f"**{cell}**" if (cell := spread(values)) else "" for values in by_name)]
         )
     for depth in DEPTHS:
         records = [study.find(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth))) for base in bases]
-        rows.append([f"{depth} layers (loss)", *(shown(finite(record)) if record else "" for record in records)])
+        if any(records):
+            rows.append([f"{depth} layers (loss)", *(shown(finite(record)) if record else "" for record in records)])
     return table(["change of the loss", *(CONTESTANTS[name].label for name in names)], rows)
 
 
