@@ -276,7 +276,8 @@ def robustness_table(study: Study) -> str:
     measured = {name: (base, record) for name, base in study.robust().items() if (record := study.find(base))}
     if not measured:
         return ""
-    names, (bases, plain) = list(measured), zip(*measured.values(), strict=True)
+    names = list(measured)
+    bases, plain = zip(*measured.values(), strict=True)
     rows = [["as it is", *(shown(finite(record)) for record in plain)]]
     changes: dict[str, list[list[float]]] = {"init_scale": [[] for _ in names], "loss_scale": [[] for _ in names]}
     for options in ROBUSTNESS:

@@ -16,7 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -245,9 +245,13 @@ class Study:
         rate of the search.
         """
         finalists = self.finalists()
-        self._descend(finalists)
+
+        def around() -> list[Trial]:
+            return [trial for name in finalists for trial in self.around(name)]
+
+        self._until_inside(around)
         self.run(self.long(name, self.final_rate(name), options=self.best_options(name)) for name in finalists)
-        self._descend(finalists)
+        self._until_inside(around)
         self.run(
             self.long(name, self.final_rate(name), seed=seed) for seed in self.scale.seeds[1:] for name in finalists
         )
@@ -256,12 +260,6 @@ class Study:
         # The paper reports its gap after equal and after twice the steps.
         self.run([self.long("sibert-joint", self.final_rate("sibert-joint"), tokens=2 * self.scale.long)])
         self.run(self.long(name, self.best_rate(name)) for name in CONTESTANTS if name not in finalists)
-
-    def _descend(self, contestants: Sequence[str]) -> None:
-        while missing := [
-            trial for name in contestants for trial in self.around(name) if trial.key not in self.records
-        ]:
-            self.run(missing)
 
     def around(self, contestant: str) -> list[Trial]:
         """The long trials at the best rate so far and at its neighbours."""
@@ -297,35 +295,38 @@ class Study:
     def batch(self) -> None:
         """Four finalists at other batch sizes: four rates, and more until the best one is not at an end of them."""
         names = [name for name in self.finalists() if name != "sibert-row"]
-        for size in self.scale.other_batches:
-            while missing := [
-                trial for name in names for trial in self.batch_trials(name, size) if trial.key not in self.records
-            ]:
-                self.run(missing)
+        pairs = [(name, size) for size in self.scale.other_batches for name in names]
+        self._until_inside(lambda: [trial for pair in pairs for trial in self.batch_trials(*pair)])
 
     def batch_trials(self, contestant: str, size: int) -> list[Trial]:
         """The best rate of the search and three lower ones, or one lower and two higher where the batch is larger."""
         fields = {"tokens_per_step": size, "options": self.best_options(contestant)}
         larger = size > self.scale.tokens_per_step
         rates = self.neighbours(contestant, self.best_rate(contestant), *((1, 2) if larger else (3, 0)))
-        if losses := self.search(contestant, **fields):
-            rates += self.neighbours(contestant, min(losses, key=losses.__getitem__))
-        return [self.trial(contestant, rate, **fields) for rate in rates]
+        return self._with_neighbours(contestant, rates, **fields)
 
     def ablation(self) -> None:
         """Take one thing at a time away from the matrix form: three rates, and more until the best one is inside."""
-        while missing := [trial for trial in self.ablation_trials() if trial.key not in self.records]:
-            self.run(missing)
+        self._until_inside(self.ablation_trials)
 
     def ablation_trials(self) -> list[Trial]:
         """The rates around the best one of the search, and those around the best one of each ablation so far."""
-        name, trials = "sibert-matrix", []
-        for options in self.some(ABLATIONS):
-            rates = self.neighbours(name, self.best_rate(name))
-            if losses := self.search(name, options=options):
-                rates += self.neighbours(name, min(losses, key=losses.__getitem__))
-            trials += [self.trial(name, rate, options=options) for rate in rates]
-        return trials
+        name = "sibert-matrix"
+        rates = self.neighbours(name, self.best_rate(name))
+        return [
+            trial for options in self.some(ABLATIONS) for trial in self._with_neighbours(name, rates, options=options)
+        ]
+
+    def _with_neighbours(self, contestant: str, rates: Sequence[float], **fields: Any) -> list[Trial]:
+        """Trials at the given rates and around the best one so far."""
+        if losses := self.search(contestant, **fields):
+            rates = [*rates, *self.neighbours(contestant, min(losses, key=losses.__getitem__))]
+        return [self.trial(contestant, rate, **fields) for rate in rates]
+
+    def _until_inside(self, trials: Callable[[], list[Trial]]) -> None:
+        """Run trials as long as what they find asks for more: until the best rate has both its neighbours."""
+        while missing := [trial for trial in trials() if trial.key not in self.records]:
+            self.run(missing)
 
     def robust(self) -> dict[str, Trial]:
         """The runs that `robustness` varies: as many steps as in the search, if of the smallest batch.
