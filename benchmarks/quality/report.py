@@ -83,8 +83,9 @@ class Final:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    """A Markdown table; nothing if it has no rows."""
+    rows = list(rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) if rows else ""
 
 
 def marked(title: str, part: str) -> str:
@@ -262,7 +263,7 @@ def share_of_tokens(study: Study) -> str:
                 for rate in study.search(name, tokens_per_step=size, options=options)
                 if (record := study.find(study.trial(name, rate, tokens_per_step=size, options=options)))
             ]
-            for names in (("sibert-matrix",), ADAMW)
+            for names in (("sibert-matrix",), study.adamw)
         )
         if ours and theirs:
             curve = [(tokens, math.inf if loss is None else loss) for tokens, loss in min(ours, key=finite)["curve"]]
@@ -273,32 +274,33 @@ def share_of_tokens(study: Study) -> str:
 
 def robustness_table(study: Study) -> str:
     """One setting for all: what a variation changes."""
-    measured = {name: (base, record) for name, base in study.robust().items() if (record := study.find(base))}
-    if not measured:
-        return ""
-    names = list(measured)
-    bases, plain = zip(*measured.values(), strict=True)
-    rows = [["as it is", *(shown(finite(record)) for record in plain)]]
-    changes: dict[str, list[list[float]]] = {"init_scale": [[] for _ in names], "loss_scale": [[] for _ in names]}
+    runs = study.robust()
+    plain = [finite(study.records[base.key]) for base in runs.values()]
+    rows = []
+    changes: dict[str, list[list[float]]] = {}
     for options in ROBUSTNESS:
-        cells = []
-        for index, base in enumerate(bases):
-            record = study.find(replace(base, options=options))
-            change = finite(record) - finite(plain[index]) if record else math.nan
-            cells.append("" if math.isnan(change) else "diverged" if math.isinf(change) else f"{change:+.4f}")
-            if (kind := next(iter(options))) in changes:
-                changes[kind][index].append(change)
-        if any(cells):
+        records = [study.find(replace(base, options=options)) for base in runs.values()]
+        row = [finite(record) - loss if record else math.nan for record, loss in zip(records, plain, strict=True)]
+        changes.setdefault(next(iter(options)), []).append(row)
+        if any(records):
+            cells = [
+                "" if math.isnan(change) else "diverged" if math.isinf(change) else f"{change:+.4f}" for change in row
+            ]
             rows.append([named(options), *cells])
-    for kind, by_name in changes.items():
-        rows.append(
-            [f"**spread over {kind}**", *(f"**{cell}**" if (cell := spread(values)) else "" for values in by_name)]
-        )
-    for depth in DEPTHS:
-        records = [study.find(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth))) for base in bases]
+    for kind in ("init_scale", "loss_scale"):
+        cells = [spread(values) for values in zip(*changes[kind], strict=True)]
+        if any(cells):
+            rows.append([f"**spread over {kind}**", *(cell and f"**{cell}**" for cell in cells)])
+    for depth in sorted({*DEPTHS} - {study.scale.sizes.num_hidden_layers}):
+        records = [
+            study.find(replace(base, sizes=replace(base.sizes, num_hidden_layers=depth))) for base in runs.values()
+        ]
         if any(records):
             rows.append([f"{depth} layers (loss)", *(shown(finite(record)) if record else "" for record in records)])
-    return table(["change of the loss", *(CONTESTANTS[name].label for name in names)], rows)
+    if not rows:
+        return ""
+    head = ["change of the loss", *(CONTESTANTS[name].label for name in runs)]
+    return table(head, [[f"as it is ({study.scale.sizes.num_hidden_layers} layers)", *map(shown, plain)], *rows])
 
 
 def spread(changes: Sequence[float]) -> str:
@@ -452,7 +454,7 @@ def main() -> None:
     parts = {"Search": search_table(study)}
     found: dict[str, Final] = {}
     runs: dict[str, Record] = {}
-    if all(study.search(contestant) for contestant in (*OURS, *ADAMW)):
+    if all(study.search(contestant) for contestant in (*OURS, *study.adamw)):
         found = finals(study)
         runs = instrumented(study, found)
         parts |= {
@@ -466,7 +468,7 @@ def main() -> None:
             "Misjudged learning rate": misjudged_table(study),
         }
     text = f"# Quality, scale {name}: {len(records)} trials\n\n"
-    text += "\n\n".join(f"## {title}\n\n{marked(title, part)}" for title, part in parts.items()) + "\n"
+    text += "\n\n".join(f"## {title}\n\n{marked(title, part)}" for title, part in parts.items() if part.strip()) + "\n"
     stored.with_suffix(".md").write_text(text)
     print(text)
     figures = stored.parent if name == "smoke" else FIGURES

@@ -5,9 +5,10 @@
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `recipe` (five variations of schedule,
 warm-up and the like for those that the headline compares), `final` (the long budget: finalists down to a rate that
 beats both neighbours, and with more seeds there; the others at one rate), `batch` (finalists at other batch sizes,
-four rates or more), `ablation` (what each part of the matrix form is worth, three rates or more), `robustness`,
-`misjudged` (a learning rate that is wrong by a factor of 100, at fixed eta lambda). A phase reads what earlier ones
-found.
+four rates or more), `ablation` (what each part of the matrix form is worth, three rates or more), `robustness` (to
+initialisation, scale of the loss and more; where context is learnt, so at the scale "context": on the plateau of token
+frequencies rounding alone decides when a run leaves it), `misjudged` (a learning rate that is wrong by a factor of 100,
+at fixed eta lambda). A phase reads what earlier ones found.
 Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
 continued at will.
 """
@@ -82,6 +83,7 @@ class Scale:
         rates: How many of a contestant's rates are tried.
         variations: How many of each list of variations are tried; None = all.
         vocabulary: Tokens of the tokenizer.
+        contestants: Who competes.
     """
 
     sizes: Sizes
@@ -93,15 +95,24 @@ class Scale:
     rates: int = 8
     variations: int | None = None
     vocabulary: int = VOCABULARY
+    contestants: tuple[str, ...] = tuple(CONTESTANTS)
 
 
 MILLION = 1 << 20
 # "cpu" and "gpu" are for Wikipedia or text like it; there, the budget of "cpu" is spent on token frequencies mostly.
-# "context" is the demonstration's setting: a small vocabulary and source text, where context is learnt within minutes.
+# "context" is the demonstration's model and text: a small vocabulary and source text, where context is learnt at once.
 SCALES = {
     "smoke": Scale(Sizes(1, 32, 2, 64), 8192, 16384, 1024, (2048,), (0, 1), 2, 1),
     "cpu": Scale(Sizes(), 2 * MILLION, 8 * MILLION, 4096, (1024, 16384)),
-    "context": Scale(Sizes(2, 128, 2, 512), 1750 * 2048, 3500 * 2048, 2048, (1024, 16384), vocabulary=1024),
+    "context": Scale(
+        Sizes(2, 128, 2, 512),
+        2 * MILLION,
+        8 * MILLION,
+        2048,
+        (1024, 16384),
+        vocabulary=1024,
+        contestants=("bert-modern-adamw", "bert-modern-muon", "bert-sgd", *OURS),
+    ),
     "gpu": Scale(Sizes(6, 384, 6, 1536), 16 * MILLION, 100 * MILLION, 16384, (4096, 65536)),
 }
 
@@ -199,7 +210,8 @@ class Study:
     def tune(self) -> None:
         """Every contestant, all rates, one seed."""
         # By rate, not by contestant: what is stopped early has treated all alike.
-        self.run(self.trial(name, self.rates(name)[i]) for i in self._inside_out() for name in CONTESTANTS)
+        names = self.scale.contestants
+        self.run(self.trial(name, self.rates(name)[i]) for i in self._inside_out() for name in names)
 
     def _inside_out(self) -> list[int]:
         return sorted(range(self.scale.rates), key=lambda i: abs(i - self.scale.rates // 2))
@@ -209,6 +221,7 @@ class Study:
         self.run(
             self.trial(name, self.best_rate(name), options=options)
             for name, more in RECIPES.items()
+            if name in self.scale.contestants
             for options in more
         )
 
@@ -227,14 +240,23 @@ class Study:
         fields = {"options": self.best_options(contestant)}
         return finite(self.records[self.trial(contestant, self.best_rate(contestant), **fields).key])
 
+    @property
+    def adamw(self) -> list[str]:
+        """BERTs with AdamW that compete at this scale."""
+        return [name for name in ADAMW if name in self.scale.contestants]
+
+    def best_adamw(self) -> str:
+        """The best of them."""
+        return min(self.adamw, key=self.best)
+
     def finalists(self) -> list[str]:
         """The better BERT with AdamW, the best other method that keeps state, and the three of ours."""
         others = [
             name
-            for name in CONTESTANTS
-            if name.startswith(("bert", "ngpt")) and name not in ADAMW and self.search(name)
+            for name in self.scale.contestants
+            if name.startswith(("bert", "ngpt")) and name not in self.adamw and self.search(name)
         ]
-        return [min(ADAMW, key=self.best), *([min(others, key=self.best)] if others else []), *OURS]
+        return [self.best_adamw(), *([min(others, key=self.best)] if others else []), *OURS]
 
     def final(self) -> None:
         """The long budget.
@@ -259,7 +281,7 @@ class Study:
         self.run(self.shortened(seed) for seed in self.scale.seeds)
         # The paper reports its gap after equal and after twice the steps.
         self.run([self.long("sibert-joint", self.final_rate("sibert-joint"), tokens=2 * self.scale.long)])
-        self.run(self.long(name, self.best_rate(name)) for name in CONTESTANTS if name not in finalists)
+        self.run(self.long(name, self.best_rate(name)) for name in self.scale.contestants if name not in finalists)
 
     def around(self, contestant: str) -> list[Trial]:
         """The long trials at the best rate so far and at its neighbours."""
@@ -329,20 +351,8 @@ class Study:
             self.run(missing)
 
     def robust(self) -> dict[str, Trial]:
-        """The runs that `robustness` varies: as many steps as in the search, if of the smallest batch.
-
-        At the best rate of that batch; where the phase `batch` has none, at that of long runs. (Where the rate is too
-        high, rounding alone decides when a run leaves the plateau of token frequencies: LOGBOOK, 2026-11-29.)
-        """
-        size = min(self.scale.other_batches)
-        fields = {"tokens_per_step": size, "tokens": self.scale.short // self.scale.tokens_per_step * size}
-        runs = {}
-        for name in (*OURS, min(ADAMW, key=self.best)):
-            found = {"tokens_per_step": size, "options": self.best_options(name)}
-            known = self.search(name, **found)
-            rate = min(known, key=known.__getitem__) if known else self.final_rate(name)
-            runs[name] = self.trial(name, rate, **fields)
-        return runs
+        """The runs that `robustness` varies: the best ones of the search."""
+        return {name: self.trial(name, self.best_rate(name)) for name in (*OURS, self.best_adamw())}
 
     def robustness(self) -> None:
         """Initialisation, loss scale, learning rate, bfloat16, warm-up, depth; one setting for all of a contestant."""
@@ -365,7 +375,7 @@ class Study:
         trunk: list[dict[str, Any]] = [PLAIN, {"trunk_lr_factor": 1e2}, {"trunk_lr_factor": 1e-2}]
         whole: list[dict[str, Any]] = [PLAIN, {"lr_factor": 1e2}, {"lr_factor": 1e-2}]
         variations = {"sibert-joint": trunk, "sibert-matrix-one-sided": [*trunk, whole[1]], "sibert-matrix": trunk}
-        variations |= {min(ADAMW, key=self.best): whole, "bert-sgd": whole}
+        variations |= {self.best_adamw(): whole, "bert-sgd": whole}
         return [
             [
                 self.trial(

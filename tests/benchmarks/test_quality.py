@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from baselines import NormalizedBert, SinkGD
 from contestants import CONTESTANTS, Sizes, clipped_sgd
 from corpus import Corpus
-from report import batch_table, spread, tokens_until, trunk_angles
-from study import ADAMW, OURS, RECIPES, Study
+from report import batch_table, robustness_table, spread, tokens_until, trunk_angles
+from study import ADAMW, OURS, RECIPES, ROBUSTNESS, Study
 from trial import Trial, angles, run_trial
 
 from sibert.models import SibertConfig, SibertForMaskedLM
@@ -195,17 +196,30 @@ def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch)
     assert cells() == ["schedule", "5.400", "5.000", ""]
 
 
-def test_robustness_is_asked_at_the_best_rate_of_its_batch(tmp_path, monkeypatch):
+def test_robustness_is_asked_at_the_best_rate_and_shown_once_it_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("study.results", lambda scale: tmp_path / f"{scale}.jsonl")
-    study = Study("cpu", [], workers=1, device="cpu")
+    study = Study("context", [], workers=1, device="cpu")
+    adamw = "bert-modern-adamw"
 
-    def keep(name, rate, loss, **fields):
-        study.records[study.trial(name, CONTESTANTS[name].rates[rate], **fields).key] = {"loss": loss}
+    def keep(trial, loss):
+        study.records[trial.key] = {"loss": loss}
 
-    for name in (*OURS, *ADAMW):
-        keep(name, 5, 6.0)
-    keep("sibert-matrix", 5, 6.1, tokens_per_step=1024)
-    keep("sibert-matrix", 3, 4.2, tokens_per_step=1024)
-    keep("sibert-row", 4, 3.6, tokens=study.scale.long)
+    for name in (*OURS, adamw):
+        keep(study.trial(name, CONTESTANTS[name].rates[5]), 4.0)
+    keep(study.trial("sibert-matrix", CONTESTANTS["sibert-matrix"].rates[3]), 3.0)
     chosen = {name: CONTESTANTS[name].rates.index(trial.rate) for name, trial in study.robust().items()}
-    assert chosen == {"sibert-joint": 5, "sibert-matrix": 3, "sibert-row": 4, ADAMW[0]: 5}
+    assert chosen == {"sibert-joint": 5, "sibert-matrix": 3, "sibert-row": 5, adamw: 5}
+    assert robustness_table(study) == ""
+
+    def rows():
+        lines = [line.split("|")[1:-1] for line in robustness_table(study).splitlines()]
+        return {first.strip(): [cell.strip() for cell in cells] for first, *cells in lines}
+
+    base = study.robust()["sibert-matrix"]
+    *scales, last = [options for options in ROBUSTNESS if "init_scale" in options]
+    for number, options in enumerate(scales):
+        keep(replace(base, options=options), 3.0 - 0.01 * number)
+    assert rows()["as it is (2 layers)"] == ["4.000", "3.000", "4.000", "4.000"]
+    assert "**spread over init_scale**" not in rows()
+    keep(replace(base, options=last), 3.01)
+    assert rows()["**spread over init_scale**"] == ["", "**0.0300**", "", ""]
