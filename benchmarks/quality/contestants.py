@@ -6,6 +6,7 @@ customary for BERT; SGD, ClippedSGD and nGPT's Adam do neither. All rates are mu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,15 +175,19 @@ def lamb(model: nn.Module, rate: float, weight_decay: float = 0.01) -> Optimizer
     return Lamb(groups, lr=rate, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
-def muon(model: nn.Module, rate: float, weight_decay: float = WEIGHT_DECAY, b2: float = BETAS[1]) -> Optimizer:
+def muon(
+    model: nn.Module, rate: float, weight_decay: float = WEIGHT_DECAY, b2: float = BETAS[1], momentum: float = 0.95
+) -> Optimizer:
     """Muon for the hidden matrices, by the size of update that AdamW would have; AdamW at the same rate for the rest.
 
-    That rest, tables and vectors, does not decay.
+    That rest, tables and vectors, does not decay. Without momentum, steps are polar factors of the gradients.
     """
     hidden, rest = _hidden(model)
     if not hidden[0].is_cuda:
         torch.optim._muon._zeropower_via_newtonschulz = newton_schulz
-    muon = torch.optim.Muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        hidden, lr=rate, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+    )
     return Hybrid([muon, torch.optim.AdamW(rest, lr=rate, betas=(BETAS[0], b2), weight_decay=0.0)])
 
 
@@ -331,4 +336,15 @@ CONTESTANTS: dict[str, Contestant] = {
         "SIBERT matrix, polar gradients clipped from above (not SGD)", "matrix", spectral
     ),
     "sibert-row": _with_clipped_sgd("SIBERT row, ClippedSGD", "row"),
+    # Not rows either: how much of Muon's result is its momentum, how much its architecture?
+    "bert-modern-polar": Contestant(
+        "ModernBERT, Muon without momentum + AdamW",
+        modern,
+        partial(muon, momentum=0.0),
+        grid(2.5e-4, 3.2e-2),
+        **ADAPTIVE,
+    ),
+    "sibert-matrix-muon": Contestant(
+        "SIBERT matrix, Muon + AdamW", sibert("matrix"), muon, grid(2.5e-4, 3.2e-2), **ADAPTIVE
+    ),
 }

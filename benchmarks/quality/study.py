@@ -29,6 +29,8 @@ from trial import Trial, run_trial
 
 ROOT = Path(__file__).parents[2]
 OURS = ("sibert-joint", "sibert-matrix", "sibert-row")
+ATTRIBUTION = ("bert-modern-polar", "sibert-matrix-muon")
+"""Asked where trials are short: what of Muon's result is its momentum, what its architecture."""
 ADAMW = ("bert-postnorm-adamw", "bert-prenorm-adamw", "bert-modern-adamw")
 PLAIN: dict[str, Any] = {}
 OF_ADAMW = [
@@ -95,7 +97,7 @@ class Scale:
     rates: int = 8
     variations: int | None = None
     vocabulary: int = VOCABULARY
-    contestants: tuple[str, ...] = tuple(CONTESTANTS)
+    contestants: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in ATTRIBUTION)
 
 
 MILLION = 1 << 20
@@ -111,7 +113,15 @@ SCALES = {
         2048,
         (1024, 16384),
         vocabulary=1024,
-        contestants=("bert-modern-adamw", "bert-modern-muon", "bert-sgd", *OURS),
+        contestants=(
+            "bert-modern-adamw",
+            "bert-modern-muon",
+            "bert-sgd",
+            *OURS,
+            "sibert-matrix-adamw",
+            "sibert-matrix-spectral",
+            *ATTRIBUTION,
+        ),
     ),
     "gpu": Scale(Sizes(6, 384, 6, 1536), 16 * MILLION, 100 * MILLION, 16384, (4096, 65536)),
 }
