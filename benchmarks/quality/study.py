@@ -103,13 +103,14 @@ class Scale:
 MILLION = 1 << 20
 # "cpu" and "gpu" are for Wikipedia or text like it; there, the budget of "cpu" is spent on token frequencies mostly.
 # "context" is the demonstration's model and text: a small vocabulary and source text, where context is learnt at once.
+# Its short budget is two thirds of the text, and the long one the same: more would be a second time round.
 SCALES = {
     "smoke": Scale(Sizes(1, 32, 2, 64), 8192, 16384, 1024, (2048,), (0, 1), 2, 1),
     "cpu": Scale(Sizes(), 2 * MILLION, 8 * MILLION, 4096, (1024, 16384)),
     "context": Scale(
         Sizes(2, 128, 2, 512),
         2 * MILLION,
-        8 * MILLION,
+        2 * MILLION,
         2048,
         (1024, 16384),
         vocabulary=1024,

@@ -1,5 +1,6 @@
 """The harness behind the headline table: everything else is equal, and it measures what it says."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from baselines import NormalizedBert, SinkGD
-from contestants import CONTESTANTS, Sizes, clipped_sgd
+from contestants import CONTESTANTS, Sizes, clipped_sgd, muon
 from corpus import Corpus
-from report import batch_table, robustness_table, spread, tokens_until, trunk_angles
+from report import IN_A_LAYER, batch_table, robustness_table, spread, tokens_until, trunk_angles
 from study import ADAMW, OURS, RECIPES, ROBUSTNESS, Study
 from trial import Trial, angles, run_trial
 
@@ -130,6 +131,24 @@ def test_sinkgd_steps_have_rows_and_columns_of_equal_norm():
     SinkGD([w], lr=1.0, iterations=50).step()
     torch.testing.assert_close(w.detach().norm(dim=1), torch.full((6,), 2.0, dtype=torch.float64), rtol=1e-3, atol=0)
     torch.testing.assert_close(w.detach().norm(dim=0), torch.full((4,), 6**0.5, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("momentum", "forgets"), [(0.0, True), (0.95, False)])
+def test_muon_without_momentum_forgets_the_last_gradient(momentum, forgets):
+    def step(*gradients):
+        torch.manual_seed(0)
+        model = SibertForMaskedLM(SibertConfig(vocab_size=40, **vars(SMALL), max_position_embeddings=8))
+        optimizer, start = muon(model, 0.01, momentum=momentum), copy.deepcopy(model.state_dict())
+        for gradient in gradients:
+            model.load_state_dict(start)
+            torch.manual_seed(gradient)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        return [parameter for name, parameter in model.named_parameters() if IN_A_LAYER.search(name)]
+
+    matrices = [pair for pair in zip(step(1, 2), step(2), strict=True) if pair[0].dim() == 2]
+    assert all(torch.equal(one, other) is forgets for one, other in matrices)
 
 
 def test_every_vector_along_the_width_of_the_normalised_encoder_has_norm_one():
