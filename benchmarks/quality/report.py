@@ -125,7 +125,9 @@ def search_table(study: Study) -> str:
 
 
 def long_table(study: Study) -> str:
-    """Loss by rate of all long runs of one seed, also of recipes that did not win."""
+    """Loss by rate of all long runs of one seed, also of recipes that did not win; nothing if they are the search's."""
+    if study.scale.long == study.scale.short:
+        return ""
     rows = []
     for name, contestant in CONTESTANTS.items():
         for options in [PLAIN, *RECIPES.get(name, [])]:
@@ -235,7 +237,9 @@ def gap(study: Study, found: Mapping[str, Final]) -> str:
 
 def batch_table(study: Study) -> str:
     """Best loss at each batch size, a contestant's with one recipe: that of which most sizes have been measured."""
-    sizes = sorted([study.scale.tokens_per_step, *study.scale.other_batches])
+    sizes = study.measured_batches()
+    if len(sizes) < 2:
+        return ""
     rows = []
     for name in study.finalists():
         recipes = [
@@ -254,7 +258,7 @@ def batch_table(study: Study) -> str:
 def share_of_tokens(study: Study) -> str:
     """After which share of the search's tokens the matrix form is at the loss of the best AdamW, by batch size."""
     parts = []
-    for size in sorted([study.scale.tokens_per_step, *study.scale.other_batches]):
+    for size in study.measured_batches():
         ours, theirs = (
             [
                 record

@@ -338,6 +338,16 @@ class Study:
         rates = self.neighbours(contestant, self.best_rate(contestant), *((1, 2) if larger else (3, 0)))
         return self._with_neighbours(contestant, rates, **fields)
 
+    def measured_batches(self) -> list[int]:
+        """The batch sizes of which there are trials of the matrix form."""
+        sizes = sorted([self.scale.tokens_per_step, *self.scale.other_batches])
+        recipes = (PLAIN, self.best_options("sibert-matrix"))
+        return [
+            size
+            for size in sizes
+            if any(self.search("sibert-matrix", tokens_per_step=size, options=options) for options in recipes)
+        ]
+
     def ablation(self) -> None:
         """Take one thing at a time away from the matrix form: three rates, and more until the best one is inside."""
         self._until_inside(self.ablation_trials)

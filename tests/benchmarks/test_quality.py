@@ -210,9 +210,9 @@ def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch)
         (row,) = [line for line in batch_table(study).splitlines() if "SIBERT matrix" in line]
         return [cell.strip().partition(" ")[0] for cell in row.split("|")[2:-1]]
 
-    assert cells() == ["as", "5.500", "6.000", ""]
+    assert cells() == ["as", "5.500", "6.000"]  # no column for a size that has not been measured
     keep("sibert-matrix", 5.4, tokens_per_step=1024, **linear)
-    assert cells() == ["schedule", "5.400", "5.000", ""]
+    assert cells() == ["schedule", "5.400", "5.000"]
 
 
 def test_robustness_is_asked_at_the_best_rate_and_shown_once_it_was_measured(tmp_path, monkeypatch):
