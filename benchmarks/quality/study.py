@@ -257,7 +257,7 @@ class Study:
         return [name for name in ADAMW if name in self.scale.contestants]
 
     def best_adamw(self) -> str:
-        """The best of them."""
+        """The BERT with AdamW that is best in the search."""
         return min(self.adamw, key=self.best)
 
     def finalists(self) -> list[str]:
