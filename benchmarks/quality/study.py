@@ -59,6 +59,7 @@ ROBUSTNESS: list[dict[str, Any]] = [
     *({"loss_scale": c} for c in (2**-14, 1e-2, 1e2, 2**14)),
     *({"lr_factor": c} for c in (1e-2, 1e2)),
     {"dtype": "bfloat16"},
+    {"precision": "bf16-weights"},
     {"warmup_share": 0.0},
 ]
 DEPTHS = (2, 12, 24)

@@ -42,7 +42,8 @@ class Trial:
         sources: Names of the files of the training text; empty = the text that the library brings along.
         vocabulary: Tokens of the tokenizer that is trained on the text.
         options: Arguments of the contestant's model or optimizer, or of the run ("init_scale", "loss_scale",
-            "warmup_share", "schedule", "dtype"), that differ from its own.
+            "warmup_share", "schedule", "dtype", "precision"), that differ from its own. "dtype" is that of everything;
+            "precision" is as for `sibert pretrain`: "bf16-weights" computes in bfloat16 and keeps matrices in it.
     """
 
     contestant: str
@@ -84,17 +85,24 @@ def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") ->
     corpus = Corpus(sources, trial.vocabulary)
     options = dict(trial.options)
     init_scale, loss_scale = options.pop("init_scale", 1.0), options.pop("loss_scale", 1.0)
-    dtype = getattr(torch, options.pop("dtype", "float32"))
+    dtype, precision = getattr(torch, options.pop("dtype", "float32")), options.pop("precision", "fp32")
     contestant = CONTESTANTS[trial.contestant]
     torch.manual_seed(trial.seed)
     model = contestant.model(corpus, trial.sizes, **contestant.take_model_options(options)).to(device)
     rescale(model, init_scale)
     model.to(dtype)
+    if precision == "bf16-weights":
+        for parameter in invariant_parameters(model):
+            parameter.data = parameter.data.bfloat16()
     steps = trial.tokens // trial.tokens_per_step
     warmup = round(steps * options.pop("warmup_share", contestant.warmup_share))
     multiplier = schedule(options.pop("schedule", contestant.schedule), steps, warmup)
     optimizer = contestant.optimizer(model, trial.rate, **options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+
+    def validate(every: int) -> float:
+        with computing(device, precision):
+            return evaluate(model, corpus, device, every)
 
     sequences = trial.tokens_per_step // corpus.length
     curve: list[tuple[int, float | None]] = []
@@ -107,7 +115,8 @@ def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") ->
     for step in range(steps):
         batch = {name: tensor.to(device) for name, tensor in corpus.batch(trial.seed, step, sequences).items()}
         started = time.perf_counter()
-        loss = model(**batch).loss
+        with computing(device, precision):
+            loss = model(**batch).loss
         optimizer.zero_grad()
         (loss_scale * loss).backward()
         if contestant.max_grad_norm:
@@ -122,11 +131,11 @@ def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") ->
                 groups[step] = {one.name: group_record(one) for one in optimizer.statistics(reset=True)}
         scheduler.step()
         if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
-            curve.append(((step + 1) * trial.tokens_per_step, number(evaluate(model, corpus, device, every=4))))
+            curve.append(((step + 1) * trial.tokens_per_step, number(validate(every=4))))
         if not math.isfinite(train_losses[-1]):
             curve.append(((step + 1) * trial.tokens_per_step, None))
             break
-    final = evaluate(model, corpus, device, every=1)
+    final = validate(every=1)
     peak = (
         torch.cuda.max_memory_allocated()
         if device == "cuda"
@@ -149,14 +158,22 @@ def run_trial(trial: Trial, sources: Sequence[str] = (), device: str = "cpu") ->
     }
 
 
+def computing(device: str, precision: str) -> torch.autocast:
+    """Where the model is evaluated: in bfloat16 if that is the precision."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-weights")
+
+
+def invariant_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """The parameters to whose scale SIBERT claims to be invariant; of a BERT, the matrices of its encoder."""
+    if isinstance(model, SibertForMaskedLM):
+        return {p for group in model.scale_invariant_groups().values() for _, p in group.members}
+    return {p for p in getattr(model, "base_model", model).parameters() if p.dim() > 1}
+
+
 @torch.no_grad()
 def rescale(model: torch.nn.Module, factor: float) -> None:
-    """Multiply the parameters that SIBERT claims to be invariant to; of a BERT, the matrices of its encoder."""
-    if isinstance(model, SibertForMaskedLM):
-        chosen = {p for group in model.scale_invariant_groups().values() for _, p in group.members}
-    else:
-        chosen = {p for p in getattr(model, "base_model", model).parameters() if p.dim() > 1}
-    for parameter in chosen:
+    """Multiply those parameters."""
+    for parameter in invariant_parameters(model):
         parameter.mul_(factor)
 
 

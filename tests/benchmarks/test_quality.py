@@ -64,6 +64,23 @@ def test_a_trial_is_repeatable(source):
     assert first["rotation"] == second["rotation"]
 
 
+def test_bf16_weights_are_those_of_the_matrices_alone(source):
+    """AdamW's state has the type of what it is for: two bytes a number for matrices of the encoder, else four."""
+    name = "bert-modern-adamw"
+    model = CONTESTANTS[name].model(Corpus([source]), SMALL)
+    matrices = sum(p.numel() for p in model.base_model.parameters() if p.dim() > 1)
+    rest = sum(p.numel() for p in model.parameters()) - matrices
+    plain, weights, everything = (
+        run_trial(small_trial(name, options=options), [source])
+        for options in ({}, {"precision": "bf16-weights"}, {"dtype": "bfloat16"})
+    )
+    steps = plain["optimizer_state_bytes"] - 8 * (matrices + rest)  # AdamW's counter, a number for each parameter
+    assert weights["optimizer_state_bytes"] == steps + 4 * matrices + 8 * rest
+    assert everything["optimizer_state_bytes"] == steps + 4 * (matrices + rest)
+    assert weights["loss"] not in (plain["loss"], everything["loss"])
+    assert weights["loss"] == pytest.approx(plain["loss"], abs=0.1)
+
+
 def test_two_batch_sizes_see_the_same_sequences(source):
     corpus = Corpus([source])
     large = corpus.batch(0, 1, 8)
