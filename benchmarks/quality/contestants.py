@@ -24,7 +24,7 @@ from sibert.models import (
     initialize_from_frequencies,
     modern_bert_config,
 )
-from sibert.optim import Hybrid, InvariantGroup, Lamb, build_optimizer
+from sibert.optim import ClippedSGD, Hybrid, InvariantGroup, Lamb, build_optimizer
 
 BETAS = (0.9, 0.98)
 MASK_RATE = 0.15
@@ -229,6 +229,7 @@ def clipped_sgd(
     table_rate: float = 1.0,
     lr_factor: float = 1.0,
     trunk_lr_factor: float = 1.0,
+    momentum: float = 0.0,
 ) -> Optimizer:
     """What `sibert pretrain` uses: ClippedSGD in intrinsic mode. The options are for ablation.
 
@@ -243,6 +244,8 @@ def clipped_sgd(
         lr_factor: After the first step, which calibrates eta, multiply eta and divide lambda: a wrong guess of the
             learning rate at the same eta lambda, or, the same thing, parameters that are wrong by its square root.
         trunk_lr_factor: That, for all matrices but the tables.
+        momentum: If not 0, each group steps by the exponential mean of its gradients with this factor, which is state
+            of four bytes a parameter: no headline either.
 
     Returns:
         The optimizer.
@@ -267,7 +270,19 @@ def clipped_sgd(
 
     if (lr_factor, trunk_lr_factor) != (1.0, 1.0):
         once = optimizer.register_step_post_hook(misjudge)
+    if momentum:
+        optimizer.register_step_pre_hook(partial(_average_gradients, momentum))
     return optimizer
+
+
+@torch.no_grad()
+def _average_gradients(momentum: float, optimizer: Optimizer, *_: Any) -> None:
+    """Step by means, kept where optimizers keep state: in the ClippedSGD of the matrices, for vectors have AdamW."""
+    clipped = next(one for one in getattr(optimizer, "optimizers", [optimizer]) if isinstance(one, ClippedSGD))
+    for group in clipped.param_groups:
+        for parameter in group["params"]:
+            mean = clipped.state[parameter].setdefault("momentum", parameter.grad.clone())
+            parameter.grad.copy_(mean.lerp_(parameter.grad, 1.0 - momentum))
 
 
 def one_sided(model: SibertForMaskedLM, rate: float, **options: Any) -> Optimizer:
@@ -275,13 +290,13 @@ def one_sided(model: SibertForMaskedLM, rate: float, **options: Any) -> Optimize
     return clipped_sgd(model, rate, two_sided=False, **options)
 
 
-def spectral(model: SibertForMaskedLM, rate: float) -> Optimizer:
+def spectral(model: SibertForMaskedLM, rate: float, **options: Any) -> Optimizer:
     """ClippedSGD whose gradient of each hidden matrix is replaced by its polar factor, at the same norm.
 
     Steepest descent in the spectral norm, as Muon without its momentum; no state. It is not SGD any more: not a row of
     the headline, but a measure of what an even spectrum of the updates is worth.
     """
-    optimizer = one_sided(model, rate)
+    optimizer = one_sided(model, rate, **options)
     hidden, _ = _hidden(model)
 
     @torch.no_grad()
@@ -290,7 +305,7 @@ def spectral(model: SibertForMaskedLM, rate: float) -> Optimizer:
             left, values, right = torch.linalg.svd(parameter.grad, full_matrices=False)
             torch.mul(left @ right, values.square().mean().sqrt(), out=parameter.grad)
 
-    optimizer.register_step_pre_hook(even_out)
+    optimizer.register_step_pre_hook(even_out)  # after the mean, if there is one
     return optimizer
 
 
@@ -304,6 +319,11 @@ def _with_clipped_sgd(label: str, invariance: str, optimizer: Callable[..., Opti
     """SIBERT at a granularity, with a kind of ClippedSGD."""
     rates = grid(2e-4, 2.56e-2)
     return Contestant(label, sibert(invariance), optimizer, rates, model_options=("equal_rows",))
+
+
+def _with_momentum(label: str, optimizer: Callable[..., Optimizer]) -> Contestant:
+    """The matrix form, lower rates."""
+    return Contestant(label, sibert("matrix"), partial(optimizer, momentum=0.9), grid(5e-5, 6.4e-3))
 
 
 ADAPTIVE: dict[str, Any] = {"warmup_share": 0.1, "max_grad_norm": 1.0}
@@ -337,6 +357,10 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "sibert-row": _with_clipped_sgd("SIBERT row, ClippedSGD", "row"),
     # Not rows either: how much of Muon's result is its momentum, how much its architecture?
+    "sibert-matrix-momentum": _with_momentum("SIBERT matrix, ClippedSGD with momentum 0.9", clipped_sgd),
+    "sibert-matrix-spectral-momentum": _with_momentum(
+        "SIBERT matrix, polar factors of gradients with momentum 0.9, clipped from above", spectral
+    ),
     "bert-modern-polar": Contestant(
         "ModernBERT, Muon without momentum + AdamW",
         modern,

@@ -29,7 +29,12 @@ from trial import Trial, run_trial
 
 ROOT = Path(__file__).parents[2]
 OURS = ("sibert-joint", "sibert-matrix", "sibert-row")
-ATTRIBUTION = ("bert-modern-polar", "sibert-matrix-muon")
+ATTRIBUTION = (
+    "bert-modern-polar",
+    "sibert-matrix-muon",
+    "sibert-matrix-momentum",
+    "sibert-matrix-spectral-momentum",
+)
 """Asked where trials are short: what of Muon's result is its momentum, what its architecture."""
 ADAMW = ("bert-postnorm-adamw", "bert-prenorm-adamw", "bert-modern-adamw")
 PLAIN: dict[str, Any] = {}

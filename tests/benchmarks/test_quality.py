@@ -16,6 +16,7 @@ from study import ADAMW, OURS, RECIPES, ROBUSTNESS, Study
 from trial import Trial, angles, run_trial
 
 from sibert.models import SibertConfig, SibertForMaskedLM
+from sibert.training.metrics import optimizer_state_bytes
 
 SMALL = Sizes(1, 16, 2, 32)
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
@@ -140,6 +141,26 @@ def test_a_misjudged_learning_rate_moves_eta_alone():
     for name, (eta, intrinsic_lr) in right.items():
         factor = 1.0 if "embeddings" in name else 100.0
         assert wrong[name] == (pytest.approx(factor * eta), intrinsic_lr)
+
+
+def test_momentum_is_an_exponential_mean_and_its_state_is_counted():
+    torch.manual_seed(0)
+    config = SibertConfig(vocab_size=40, **vars(SMALL), max_position_embeddings=8, invariance="matrix")
+    model = SibertForMaskedLM(config)
+    optimizer = clipped_sgd(model, 1e-3, momentum=0.75)
+    groups = model.scale_invariant_groups().values()
+    matrices = {parameter for group in groups for _, parameter in group.members}
+    before = sum(state["momentum"].nbytes for state in optimizer.state.values() if "momentum" in state)
+    for value in (1.0, 3.0):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        optimizer.step()
+    assert before == 0
+    for parameter in matrices:
+        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, 0.75 * 1.0 + 0.25 * 3.0))
+    after = sum(state["momentum"].nbytes for state in optimizer.state.values() if "momentum" in state)
+    assert after == 4 * sum(p.numel() for p in matrices)
+    assert optimizer_state_bytes(optimizer) > after
 
 
 def test_sinkgd_steps_have_rows_and_columns_of_equal_norm():
