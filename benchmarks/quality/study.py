@@ -440,6 +440,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := sorted(set(options.phases) - set(PHASES)):
         parser.error(f"no such phase: {', '.join(unknown)}; choose from {', '.join(PHASES)}")
+    if absent := [source for source in options.sources if not Path(source).is_file()]:
+        parser.error(f"--sources names text files; there is none at {', '.join(absent)}")
     study = Study(options.scale, options.sources, options.workers, options.device)
     for phase in options.phases or PHASES:
         print(f"== {phase}", flush=True)

@@ -13,6 +13,7 @@ from contestants import CONTESTANTS, Sizes, clipped_sgd, muon
 from corpus import Corpus
 from report import IN_A_LAYER, batch_table, robustness_table, spread, tokens_until, trunk_angles
 from study import ADAMW, OURS, RECIPES, ROBUSTNESS, Study
+from study import main as study_main
 from trial import Trial, angles, run_trial
 
 from sibert.models import SibertConfig, SibertForMaskedLM
@@ -204,6 +205,19 @@ def test_a_study_picks_the_best_rate_and_passes_over_what_diverged(tmp_path, mon
         study.records[trial.key] = {"loss": loss}
     assert study.best_rate("bert-sgd") == CONTESTANTS["bert-sgd"].rates[1]
     assert study.neighbours("bert-sgd", CONTESTANTS["bert-sgd"].rates[0]) == CONTESTANTS["bert-sgd"].rates[:2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["tune", "--sources", "nowhere.txt"], "there is none at nowhere.txt"), (["tuned"], "no such phase: tuned")],
+)
+def test_a_study_refuses_before_it_starts_anything(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("sys.argv", ["study.py", *arguments])
+    monkeypatch.setattr(Study, "run", lambda *_: pytest.fail("trials were started"))
+    with pytest.raises(SystemExit) as failure:
+        study_main()
+    assert failure.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_long_budget_decides_between_recipes(tmp_path, monkeypatch):
