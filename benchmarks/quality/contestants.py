@@ -290,13 +290,13 @@ def one_sided(model: SibertForMaskedLM, rate: float, **options: Any) -> Optimize
     return clipped_sgd(model, rate, two_sided=False, **options)
 
 
-def spectral(model: SibertForMaskedLM, rate: float, **options: Any) -> Optimizer:
+def spectral(model: SibertForMaskedLM, rate: float, two_sided: bool = False, **options: Any) -> Optimizer:
     """ClippedSGD whose gradient of each hidden matrix is replaced by its polar factor, at the same norm.
 
     Steepest descent in the spectral norm, as Muon without its momentum; no state. It is not SGD any more: not a row of
     the headline, but a measure of what an even spectrum of the updates is worth.
     """
-    optimizer = one_sided(model, rate, **options)
+    optimizer = clipped_sgd(model, rate, two_sided=two_sided, **options)
     hidden, _ = _hidden(model)
 
     @torch.no_grad()

@@ -46,9 +46,12 @@ OF_ADAMW = [
     {"b2": 0.999},
 ]
 OF_CLIPPED = [{"schedule": "linear"}, {"warmup_share": 0.05}, {"clip": 4.0}, {"table_rate": 0.3}, {"table_rate": 3.0}]
+OF_SPECTRAL: list[dict[str, Any]] = [{"two_sided": True}, {"two_sided": True, "clip": 1.0}]
+"""Steps that cannot be short, and such as turn each matrix by the same angle, as Muon's have the same size."""
 RECIPES: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys((*ADAMW, "bert-modern-muon"), OF_ADAMW),
     **dict.fromkeys(("sibert-matrix", "sibert-row", "sibert-matrix-one-sided"), OF_CLIPPED),
+    **dict.fromkeys(("sibert-matrix-spectral", "sibert-matrix-spectral-momentum"), OF_SPECTRAL),
 }
 ABLATIONS: list[dict[str, Any]] = [
     {"one_group": True, "two_sided": True},
