@@ -46,8 +46,8 @@ OF_ADAMW = [
     {"b2": 0.999},
 ]
 OF_CLIPPED = [{"schedule": "linear"}, {"warmup_share": 0.05}, {"clip": 4.0}, {"table_rate": 0.3}, {"table_rate": 3.0}]
-OF_SPECTRAL: list[dict[str, Any]] = [{"two_sided": True}, {"two_sided": True, "clip": 1.0}]
-"""Steps that cannot be short, and such as turn each matrix by the same angle, as Muon's have the same size."""
+OF_SPECTRAL: list[dict[str, Any]] = [{"two_sided": True}, {"two_sided": True, "clip": 1.1}]
+"""Steps that cannot be short, and such as turn a matrix by almost the same angle always: Muon's have one size."""
 RECIPES: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys((*ADAMW, "bert-modern-muon"), OF_ADAMW),
     **dict.fromkeys(("sibert-matrix", "sibert-row", "sibert-matrix-one-sided"), OF_CLIPPED),
