@@ -22,6 +22,7 @@ from study import (
     ADAMW,
     DEPTHS,
     MISJUDGED_RATE,
+    OF_SPECTRAL,
     OURS,
     PLAIN,
     RECIPES,
@@ -159,6 +160,29 @@ def variations_table(study: Study, contestants: Mapping[str, Sequence[Mapping[st
                     [CONTESTANTS[name].label, named(options), f"{rate:g}", shown(losses[rate]), f"{difference:+.3f}"]
                 )
     return table(["contestant", "variation", "rate", "loss", "difference"], rows)
+
+
+def attribution_table(study: Study) -> str:
+    """From SGD to Muon on the matrix form, one thing at a time; the best of the rates tried."""
+    one_angle = OF_SPECTRAL[1]
+    steps: list[tuple[str, Mapping[str, Any]]] = [
+        ("sibert-matrix", PLAIN),
+        ("sibert-matrix", {"clip": one_angle["clip"]}),
+        ("sibert-matrix-momentum", PLAIN),
+        ("sibert-matrix-spectral", PLAIN),
+        ("sibert-matrix-spectral", one_angle),
+        ("sibert-matrix-spectral-momentum", PLAIN),
+        ("sibert-matrix-muon", PLAIN),
+    ]
+    rows = []
+    for name, options in steps:
+        if not (losses := study.search(name, options=options)):
+            return ""
+        rate = min(losses, key=losses.__getitem__)
+        record = study.records[study.trial(name, rate, options=options).key]
+        state = f"{record['optimizer_state_bytes'] / record['parameters']:.2f}"
+        rows.append([CONTESTANTS[name].label, named(options), f"{rate:g}", shown(losses[rate]), state])
+    return table(["contestant", "variation", "rate", "loss", "state, bytes a parameter"], rows)
 
 
 def finals(study: Study) -> dict[str, Final]:
@@ -467,6 +491,7 @@ def main() -> None:
             "Long runs": long_table(study),
             "Batch size": f"{batch_table(study)}\n\n{share_of_tokens(study)}",
             "Ablation": variations_table(study, {"sibert-matrix": ABLATIONS}),
+            "Attribution": attribution_table(study),
             "Rotation": rotation_table(runs),
             "Robustness": robustness_table(study),
             "Misjudged learning rate": misjudged_table(study),

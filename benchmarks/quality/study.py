@@ -60,6 +60,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"equal_rows": True},
     {"table_rate": 0.1},
     {"clip": None},
+    {"clip": 1.1},
 ]
 ROBUSTNESS: list[dict[str, Any]] = [
     # The outer ones are powers of two, 1e-3, 1e3, 1e-4 and 1e4 almost: they change no rounding, the inner ones do.
