@@ -164,7 +164,7 @@ def variations_table(study: Study, contestants: Mapping[str, Sequence[Mapping[st
 
 def attribution_table(study: Study) -> str:
     """From SGD to Muon on the matrix form, one thing at a time; the best of the rates tried."""
-    one_angle = OF_SPECTRAL[1]
+    full_size, one_angle = OF_SPECTRAL
     steps: list[tuple[str, Mapping[str, Any]]] = [
         ("sibert-matrix", PLAIN),
         ("sibert-matrix", {"clip": one_angle["clip"]}),
@@ -172,6 +172,7 @@ def attribution_table(study: Study) -> str:
         ("sibert-matrix-spectral", PLAIN),
         ("sibert-matrix-spectral", one_angle),
         ("sibert-matrix-spectral-momentum", PLAIN),
+        ("sibert-matrix-spectral-momentum", full_size),
         ("sibert-matrix-muon", PLAIN),
     ]
     rows = []
