@@ -281,8 +281,10 @@ def _average_gradients(momentum: float, optimizer: Optimizer, *_: Any) -> None:
     clipped = next(one for one in getattr(optimizer, "optimizers", [optimizer]) if isinstance(one, ClippedSGD))
     for group in clipped.param_groups:
         for parameter in group["params"]:
-            mean = clipped.state[parameter].setdefault("momentum", parameter.grad.clone())
-            parameter.grad.copy_(mean.lerp_(parameter.grad, 1.0 - momentum))
+            state = clipped.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = parameter.grad.clone()
+            parameter.grad.copy_(state["momentum"].lerp_(parameter.grad, 1.0 - momentum))
 
 
 def one_sided(model: SibertForMaskedLM, rate: float, **options: Any) -> Optimizer:

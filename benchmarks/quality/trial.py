@@ -172,7 +172,7 @@ def invariant_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
 
 @torch.no_grad()
 def rescale(model: torch.nn.Module, factor: float) -> None:
-    """Multiply those parameters."""
+    """Multiply the parameters to whose scale SIBERT claims to be invariant, or their like in a BERT."""
     for parameter in invariant_parameters(model):
         parameter.mul_(factor)
 
