@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 import shutil
 import tempfile
 
@@ -15,7 +14,6 @@ from sibert.dynamics import LightningRotation, RotationRecorder, equilibrium, sg
 from sibert.models import SibertConfig, SibertForMaskedLM
 from sibert.optim import ClippedSGD, InvariantGroup, build_optimizer
 from tests.dynamics.test_equilibrium import Lion
-from tests.optim.test_shards import free_port
 
 
 class Net(nn.Module):
@@ -265,13 +263,12 @@ def of_three_kinds(net):
     return {**net.groups, "together": [net.first.weight, net.second.weight], "rows": rows}
 
 
-def distributed(rank, port, folder):
+def distributed(rank, folder):
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     results = {}
     for kind in ("ddp", "fsdp2"):
         for name in OPTIMIZERS:
@@ -298,7 +295,7 @@ def distributed(rank, port, folder):
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does():
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(distributed, (free_port(), folder), nprocs=2)
+        torch.multiprocessing.spawn(distributed, (folder,), nprocs=2)
         found = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
     for name in OPTIMIZERS:
         net = WithRows()

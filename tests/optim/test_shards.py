@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import socket
 import tempfile
 
 import pytest
@@ -86,12 +85,6 @@ def shard(rank, folder):
         results[decides, implementation] = [p.full_tensor().detach() for p in network.parameters()], records
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.slow
