@@ -1,6 +1,7 @@
 """Where the host does not read: all groups by a constant number of operations, each as if it were alone."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -72,6 +73,13 @@ def test_a_group_of_rows_costs_its_norms_its_descent_and_its_means():
     assert few <= 200
 
 
+def assert_same_statistics(optimizer, twin):
+    """They are means, not part of training: where a vector ends, processors may fuse products and sums or not."""
+    for record, twins_record in zip(map(asdict, optimizer.statistics()), map(asdict, twin.statistics()), strict=True):
+        assert record.pop("name") == twins_record.pop("name")
+        assert record == pytest.approx(twins_record, rel=1e-12, abs=0.0, nan_ok=True)
+
+
 @pytest.mark.parametrize("rows", [False, True])
 def test_every_group_steps_as_if_it_were_alone_to_the_last_bit(rows):
     together, alone = optimizer_of(MEMBERS, rows), optimizer_of(MEMBERS, rows)
@@ -84,7 +92,7 @@ def test_every_group_steps_as_if_it_were_alone_to_the_last_bit(rows):
         alone._released.clear()
     for group, twin in zip(together.param_groups, alone.param_groups, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(group["params"], twin["params"], strict=True))
-    assert repr(together.statistics()) == repr(alone.statistics())
+    assert_same_statistics(together, alone)
 
 
 def test_norms_of_groups_are_those_of_each():
