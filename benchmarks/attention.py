@@ -93,6 +93,9 @@ def gate(
 ) -> tuple[dict[str, float], dict[str, dict[str, str]]]:
     """Refuse to go on with a wrong implementation, forward or backward.
 
+    But a wrong FlexAttention on the CPU counts as missing: there torch's compiler gets packed sequences wrong on
+    processors without AVX-512, which is not for us to mend.
+
     Returns:
         The largest relative error of each, and which peers are missing, forward and with backward, and why.
     """
@@ -112,9 +115,10 @@ def gate(
             error = relative_error(result, right[is_softmax(name)], place)
             if not error <= TOLERANCE[case.dtype]:
                 where = f"sequence {place[0].start}, rows {place[2].start} to {place[2].stop}"
-                raise SystemExit(
-                    f"{case.label}: {name} is wrong by {error:.1e} of the largest entry, {what}, {where}; not timed"
-                )
+                wrong = f"wrong by {error:.1e} of the largest entry, {what}, {where}; not timed"
+                if name != "FlexAttention" or not tensors.query.is_cpu:
+                    raise SystemExit(f"{case.label}: {name} is {wrong}")
+                missing[what].setdefault(name, wrong)
             errors[name] = max(error, errors.get(name, 0.0))
     return errors, missing
 
