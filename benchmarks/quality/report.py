@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -38,6 +39,7 @@ from trial import Trial
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 FIGURES = ROOT / "docs" / "figures"
 LAWFUL = ("sibert-joint", "sibert-matrix-one-sided")
@@ -45,6 +47,19 @@ LAWFUL = ("sibert-joint", "sibert-matrix-one-sided")
 IN_A_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
 """Names of parameters of numbered layers. (That of a whole model may have "layer" in it.)"""
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
+
+COLORS = {
+    "polar": "tab:olive",
+    "Muon": "tab:green",
+    "SinkGD": "tab:brown",
+    "AdamW": "tab:blue",
+    "ClippedSGD": "tab:orange",
+    "LAMB": "tab:purple",
+    "SGD": "tab:red",
+}
+"""Of optimizers, by the first word that a label has; "Muon + AdamW" is Muon."""
+LINES = {"SIBERT": "-", "ModernBERT": "--"}
+"""Of architectures; the others are dotted."""
 
 Record = Mapping[str, Any]
 
@@ -414,39 +429,74 @@ def rotation_table(runs: Mapping[str, Record]) -> str:
     return table(head, rows)
 
 
-def style(name: str) -> dict[str, Any]:
-    """Ours stand out."""
-    return {"linewidth": 2.0} if name.startswith("sibert") else {"linewidth": 1.0, "linestyle": "--"}
+def style(label: str) -> dict[str, Any]:
+    """The colour says the optimizer, the kind of line the architecture."""
+    color = next((color for part, color in COLORS.items() if part in label), "tab:gray")
+    line = next((line for part, line in LINES.items() if label.startswith(part)), ":")
+    return {"color": color, "linestyle": line, "linewidth": 2.0 if line == "-" else 1.2}
+
+
+def moved_apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The same ascending heights, moved as far as it takes for neighbours to be a gap apart."""
+    blocks: list[list[float]] = []  # what has been pushed together keeps its mean
+    for height in heights:
+        block = [height]
+        while blocks and mean(block) - gap * len(block) / 2 < mean(blocks[-1]) + gap * len(blocks[-1]) / 2:
+            block = blocks.pop() + block
+        blocks.append(block)
+    return [mean(block) + gap * (i - (len(block) - 1) / 2) for block in blocks for i in range(len(block))]
 
 
 def curves_figure(found: Mapping[str, Final], path: Path) -> None:
-    """Validation loss along the long runs."""
-    figure, axes = plt.subplots(figsize=(7, 4.2))
-    for number, (name, final) in enumerate(found.items()):
-        for index, run in enumerate(final.runs):
-            points = [(tokens / 1e6, loss) for tokens, loss in run["curve"] if loss is not None]
-            label = CONTESTANTS[name].label if index == 0 else None
-            axes.plot(*zip(*points, strict=True), label=label, color=plt.get_cmap("tab20")(number), **style(name))
+    """Validation loss along the long runs, the mean of the seeds, each line named at its end."""
+    figure, axes = plt.subplots(figsize=(9, 5.4))
+    ended = sorted((final for final in found.values() if math.isfinite(final.mean)), key=lambda final: final.mean)
+    for final in ended:
+        axes.plot(*zip(*((tokens / 1e6, loss) for tokens, loss in final.curve), strict=True), **style(final.label))
+    low, high = axes.get_ylim()
+    places = moved_apart([final.curve[-1][1] for final in ended], (high - low) / 28)
+    for final, place in zip(ended, places, strict=True):
+        tokens, loss = final.curve[-1]
+        color = style(final.label)["color"]
+        axes.annotate(
+            f"{final.label}: {final.mean:.2f}",
+            (tokens / 1e6, loss),
+            (axes.dataLim.x1 * 1.06, place),
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 0},
+            annotation_clip=False,
+            color=color,
+            fontsize=7,
+            va="center",
+        )
     axes.set(xlabel="million tokens", ylabel="validation masked-LM loss, nats")
-    axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     save(figure, path)
 
 
 def search_figure(study: Study, path: Path) -> None:
-    """Loss against rate relative to the best one: how much tuning a contestant needs."""
-    figure, axes = plt.subplots(figsize=(7, 4.2))
-    for number, name in enumerate(CONTESTANTS):
-        losses = {rate: loss for rate, loss in study.search(name).items() if math.isfinite(loss)}
-        if len(losses) < 2:
-            continue
-        best = min(losses, key=losses.__getitem__)
-        label, color = CONTESTANTS[name].label, plt.get_cmap("tab20")(number)
-        axes.plot([rate / best for rate in losses], list(losses.values()), label=label, color=color, **style(name))
-    axes.set(xlabel="learning rate (intrinsic for ClippedSGD) / best of the search", xscale="log")
-    axes.set(ylabel="validation masked-LM loss, nats")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3)
+    """Loss against rate relative to the best one, a panel for each architecture: how much tuning a contestant needs."""
+    panels: dict[str, dict[str, dict[float, float]]] = {}
+    for name in study.scale.contestants:
+        losses, label = study.search(name), CONTESTANTS[name].label
+        if len(losses) > 1:
+            title = next((title for title in LINES if label.startswith(title)), "BERT and the rest")
+            panels.setdefault(title, {})[label] = losses
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 4.2), sharey=True, squeeze=False)
+    for axes, (title, searches) in zip(all_axes[0], sorted(panels.items()), strict=True):
+        for label, losses in sorted(searches.items(), key=lambda search: min(search[1].values())):
+            best = min(losses, key=losses.__getitem__)
+            points = [(rate / best, loss) for rate, loss in losses.items() if math.isfinite(loss)]
+            short = label.removeprefix(title).lstrip(" ,")
+            axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.2, label=short)
+        axes.set(title=title, xscale="log", xlabel="rate / best rate")
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False)
+        axes.grid(alpha=0.3)
+    # What is worse than token frequencies has learnt nothing; how much worse does not matter.
+    entropy = max(record["unigram_entropy"] for record in study.records.values())
+    lowest = min(min(losses.values()) for searches in panels.values() for losses in searches.values())
+    margin = (entropy - lowest) / 20
+    all_axes[0][0].set(ylabel="validation masked-LM loss, nats", ylim=(lowest - margin, entropy + margin))
     save(figure, path)
 
 
@@ -458,6 +508,9 @@ def rotation_figure(runs: Mapping[str, Record], path: Path) -> None:
         axes.plot(angles, [place] * len(angles), "o", alpha=0.5, markersize=5)
     axes.set_yticks(range(len(runs)), list(runs), fontsize=7)
     axes.set(xscale="log", xlabel="rotation of a matrix in one step in the middle of the run, radians")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     save(figure, path)

@@ -11,7 +11,7 @@ import torch
 from baselines import NormalizedBert, SinkGD
 from contestants import CONTESTANTS, Sizes, clipped_sgd, muon
 from corpus import Corpus
-from report import IN_A_LAYER, batch_table, robustness_table, spread, tokens_until, trunk_angles
+from report import IN_A_LAYER, batch_table, moved_apart, robustness_table, spread, tokens_until, trunk_angles
 from study import ADAMW, OURS, RECIPES, ROBUSTNESS, Study
 from study import main as study_main
 from trial import Trial, angles, run_trial
@@ -115,6 +115,20 @@ def test_matrices_of_the_layers_are_not_told_by_the_name_of_the_model():
     names += ["model.layers.11.mlp.Wi.weight", "layers.0.query.weight", "decoder.weight"]
     record = {"trial": {"tokens": 8, "tokens_per_step": 2}, "rotation": {"2": dict.fromkeys(names, [0.1] * 4)}}
     assert list(trunk_angles(record)) == names[1:4]
+
+
+@pytest.mark.parametrize(
+    ("heights", "places"),
+    [
+        ([], []),
+        ([1.0, 3.0, 3.5], [1.0, 2.75, 3.75]),
+        ([0.0, 2.0, 2.0, 2.5], [0.0, 1.166667, 2.166667, 3.166667]),
+        ([0.0, 0.9, 2.0], [-0.05, 0.95, 2.0]),
+        ([0.0, 1.0, 1.1, 1.1], [-0.7, 0.3, 1.3, 2.3]),  # the last three meet the first one
+    ],
+)
+def test_names_of_lines_are_moved_apart_as_little_as_it_takes(heights, places):
+    assert moved_apart(heights, 1.0) == pytest.approx(places, abs=1e-6)
 
 
 def test_a_spread_is_shown_only_if_all_of_it_was_measured():
