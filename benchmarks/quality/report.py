@@ -87,7 +87,7 @@ class Final:
     @property
     def mean(self) -> float:
         """Of the losses."""
-        return sum(self.losses) / len(self.losses)
+        return mean(self.losses)
 
     @property
     def curve(self) -> list[tuple[int, float]]:
@@ -255,10 +255,9 @@ def shortened(study: Study, found: Mapping[str, Final]) -> str:
     losses = [finite(run) for seed in study.scale.seeds if (run := study.find(study.shortened(seed)))]
     if not losses:
         return ""
-    mean = sum(losses) / len(losses)
     seeds = f"{shown(min(losses))} to {shown(max(losses))}" if len(losses) > 1 else "one seed"
-    behind = f"{mean - bert.mean:+.3f} against {bert.label}"
-    return f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean)} ({seeds}), {behind}."
+    behind = f"{mean(losses) - bert.mean:+.3f} against {bert.label}"
+    return f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean(losses))} ({seeds}), {behind}."
 
 
 def gap(study: Study, found: Mapping[str, Final]) -> str:
@@ -276,7 +275,7 @@ def gap(study: Study, found: Mapping[str, Final]) -> str:
 
 
 def batch_table(study: Study) -> str:
-    """Best loss at each batch size, a contestant's with one recipe: that of which most sizes have been measured."""
+    """Loss at each batch size, a contestant's with one recipe: that of which most sizes have been measured."""
     sizes = study.measured_batches()
     if len(sizes) < 2:
         return ""
@@ -288,11 +287,18 @@ def batch_table(study: Study) -> str:
         ]
         options, found = max(recipes, key=lambda recipe: sum(map(bool, recipe[1])))
         cells = [
-            f"{shown(min(losses.values()))} ({min(losses, key=losses.__getitem__):g})" if losses else ""
-            for losses in found
+            batch_cell(study, name, size, options) if known else "" for size, known in zip(sizes, found, strict=True)
         ]
         rows.append([CONTESTANTS[name].label, named(options), *cells])
     return table(["contestant", "variation", *(f"{size} tokens a step" for size in sizes)], rows)
+
+
+def batch_cell(study: Study, name: str, size: int, options: Mapping[str, Any]) -> str:
+    """Loss at the best rate, and that rate; the mean and the range of the seeds, if there are more than one."""
+    trials = study.seeds_of_batch(name, size, options)
+    losses = [finite(record) for trial in trials if (record := study.find(trial))]
+    seeds = f"; {shown(min(losses))} to {shown(max(losses))}" if len(losses) > 1 else ""
+    return f"{shown(mean(losses))} ({trials[0].rate:g}{seeds})"
 
 
 def share_of_tokens(study: Study) -> str:

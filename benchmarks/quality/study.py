@@ -336,10 +336,26 @@ class Study:
         return min(losses, key=losses.__getitem__)
 
     def batch(self) -> None:
-        """Four finalists at other batch sizes: four rates, and more until the best one is not at an end of them."""
+        """Four finalists at other batch sizes: four rates, and more until the best one is not at an end of them.
+
+        The two whose order is claimed at every size have all seeds there, at the best rate.
+        """
         names = [name for name in self.finalists() if name != "sibert-row"]
         pairs = [(name, size) for size in self.scale.other_batches for name in names]
         self._until_inside(lambda: [trial for pair in pairs for trial in self.batch_trials(*pair)])
+        sizes = sorted([self.scale.tokens_per_step, *self.scale.other_batches])
+        self.run(
+            trial
+            for name in (self.best_adamw(), "sibert-matrix")
+            for size in sizes
+            for trial in self.seeds_of_batch(name, size, self.best_options(name))
+        )
+
+    def seeds_of_batch(self, contestant: str, size: int, options: Mapping[str, Any]) -> list[Trial]:
+        """A trial for each seed, at the best rate of a batch size."""
+        fields = {"tokens_per_step": size, "options": options}
+        rate = self.best_rate(contestant, **fields)
+        return [self.trial(contestant, rate, seed=seed, **fields) for seed in self.scale.seeds]
 
     def batch_trials(self, contestant: str, size: int) -> list[Trial]:
         """The best rate of the search and three lower ones, or one lower and two higher where the batch is larger."""

@@ -264,8 +264,8 @@ def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch)
     study = Study("cpu", [], workers=1, device="cpu")
     linear = {"options": {"schedule": "linear"}}
 
-    def keep(name, loss, **fields):
-        study.records[study.trial(name, CONTESTANTS[name].rates[3], **fields).key] = {"loss": loss}
+    def keep(name, loss, rate=None, **fields):
+        study.records[study.trial(name, rate or CONTESTANTS[name].rates[3], **fields).key] = {"loss": loss}
 
     for name in (*OURS, *ADAMW):
         keep(name, 6.0)
@@ -279,6 +279,10 @@ def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch)
     assert cells() == ["as", "5.500", "6.000"]  # no column for a size that has not been measured
     keep("sibert-matrix", 5.4, tokens_per_step=1024, **linear)
     assert cells() == ["schedule", "5.400", "5.000"]
+    keep("sibert-matrix", 5.1, seed=1, **linear)
+    assert "| 5.050 (0.0016; 5.000 to 5.100) |" in batch_table(study)  # seeds are averaged at the best rate alone
+    keep("sibert-matrix", 4.9, rate=0.0032, **linear)
+    assert "| 4.900 (0.0032) |" in batch_table(study)
 
 
 def test_robustness_is_asked_at_the_best_rate_and_shown_once_it_was_measured(tmp_path, monkeypatch):
