@@ -141,12 +141,13 @@ def search_table(study: Study) -> str:
 
 
 def long_table(study: Study) -> str:
-    """Loss by rate of all long runs of one seed, also of recipes that did not win; nothing if they are the search's."""
+    """Loss by rate of all long runs of one seed, also of recipes that did not win and of ablations; nothing if they are the search's."""
     if study.scale.long == study.scale.short:
         return ""
     rows = []
     for name, contestant in CONTESTANTS.items():
-        for options in [PLAIN, *RECIPES.get(name, [])]:
+        ablations = ABLATIONS if name == "sibert-matrix" else []
+        for options in [PLAIN, *RECIPES.get(name, []), *ablations]:
             if losses := study.search(name, tokens=study.scale.long, options=options):
                 rows.append([contestant.label, named(options), by_rate(losses)])
     return table(["contestant", "variation", "rate: loss"], rows)

@@ -375,8 +375,13 @@ class Study:
         ]
 
     def ablation(self) -> None:
-        """Take one thing at a time away from the matrix form: three rates, and more until the best one is inside."""
+        """Take one thing at a time away from the matrix form: three rates, and more until the best one is inside.
+
+        What the claim rests on, that matrices turn alike, is taken away at the long budget, too.
+        """
         self._until_inside(self.ablation_trials)
+        name = "sibert-matrix"
+        self.run(self.long(name, rate, options=ABLATIONS[0]) for rate in self.neighbours(name, self.final_rate(name)))
 
     def ablation_trials(self) -> list[Trial]:
         """The rates around the best one of the search, and those around the best one of each ablation so far."""
