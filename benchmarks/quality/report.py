@@ -141,7 +141,7 @@ def search_table(study: Study) -> str:
 
 
 def long_table(study: Study) -> str:
-    """Loss by rate of all long runs of one seed, also of recipes that did not win and of ablations; nothing if they are the search's."""
+    """Loss by rate of all long runs of one seed, losing recipes and ablations too; nothing if they are the search's."""
     if study.scale.long == study.scale.short:
         return ""
     rows = []
