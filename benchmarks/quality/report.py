@@ -320,7 +320,8 @@ def share_of_tokens(study: Study) -> str:
             curve = [(tokens, math.inf if loss is None else loss) for tokens, loss in min(ours, key=finite)["curve"]]
             tokens = tokens_until(curve, curve_end(min(theirs, key=finite)))
             parts.append(f"{size}: {'not' if tokens is None else f'{tokens / curve[-1][0]:.2f}'}")
-    return f"SIBERT matrix at the loss of the best AdamW, share of the tokens by tokens a step, seed 0: {', '.join(parts)}."
+    shares = ", ".join(parts)
+    return f"SIBERT matrix at the loss of the best AdamW, share of the tokens by tokens a step, seed 0: {shares}."
 
 
 def robustness_table(study: Study) -> str:
