@@ -203,16 +203,28 @@ def attribution_table(study: Study) -> str:
 
 
 def finals(study: Study) -> dict[str, Final]:
-    """The long runs, best first."""
+    """Each contestant's long runs with the lowest mean, among those of most seeds; best first.
+
+    One seed picks the variation that the others are run with. Where they do not confirm it, another with as many seeds
+    is the contestant's, so that luck with one seed costs nobody anything.
+    """
     found = []
     for name in filter(study.search, CONTESTANTS):
-        known = {rate: study.find(study.long(name, rate)) for rate in CONTESTANTS[name].rates}
-        losses = {rate: finite(record) for rate, record in known.items() if record}
-        if losses:
-            rate = min(losses, key=losses.__getitem__)
-            runs = [study.find(study.long(name, rate, seed=seed)) for seed in study.scale.seeds]
-            found.append(Final(name, rate, study.final_options(name), [run for run in runs if run]))
+        several = [
+            Final(name, rate, options, runs)
+            for options in [PLAIN, *RECIPES.get(name, [])]
+            for rate in CONTESTANTS[name].rates
+            if (runs := long_runs(study, name, rate, options))
+        ]
+        if several:
+            found.append(min(several, key=lambda final: (-len(final.runs), final.mean)))
     return {final.name: final for final in sorted(found, key=lambda final: final.mean)}
+
+
+def long_runs(study: Study, name: str, rate: float, options: Mapping[str, Any]) -> list[Record]:
+    """Those of one setting, one for each seed that has been run."""
+    trials = [study.long(name, rate, seed=seed, options=options) for seed in study.scale.seeds]
+    return [record for trial in trials if (record := study.find(trial))]
 
 
 def reference(found: Mapping[str, Final]) -> Final | None:

@@ -11,7 +11,7 @@ import torch
 from baselines import NormalizedBert, SinkGD
 from contestants import CONTESTANTS, Sizes, clipped_sgd, muon
 from corpus import Corpus
-from report import IN_A_LAYER, batch_table, moved_apart, robustness_table, spread, tokens_until, trunk_angles
+from report import IN_A_LAYER, batch_table, finals, moved_apart, robustness_table, spread, tokens_until, trunk_angles
 from study import ADAMW, OURS, RECIPES, ROBUSTNESS, Study
 from study import main as study_main
 from trial import Trial, angles, run_trial
@@ -257,6 +257,25 @@ def test_the_long_budget_decides_between_recipes(tmp_path, monkeypatch):
     keep(high, 3.5, options=variation, **long)
     assert study.final_options(name) == variation
     assert study.final_rate(name) == high
+
+
+def test_luck_with_one_seed_is_nobodys_final_result(tmp_path, monkeypatch):
+    monkeypatch.setattr("study.results", lambda scale: tmp_path / f"{scale}.jsonl")
+    study = Study("context", [], workers=1, device="cpu")
+    name, (low, high) = "bert-modern-adamw", CONTESTANTS["bert-modern-adamw"].rates[3:5]
+
+    def keep(losses, rate, **options):
+        for seed, loss in enumerate(losses):
+            study.records[study.trial(name, rate, seed=seed, options=options).key] = {"loss": loss}
+
+    keep([3.6], high)
+    keep([3.5, 3.4, 3.3], high, schedule="linear")
+    keep([3.2, 3.5, 3.7], high, warmup_share=0.02)  # best with the first seed
+    keep([3.1], low, weight_decay=0.01)
+    final = finals(study)[name]
+    assert (final.rate, final.options, final.mean) == (high, {"schedule": "linear"}, pytest.approx(3.4))
+    keep([3.1, 3.2, 3.3], low, weight_decay=0.01)
+    assert finals(study)[name].rate == low
 
 
 def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch):
