@@ -115,6 +115,11 @@ def shown(loss: float) -> str:
     return "diverged" if math.isinf(loss) else f"{loss:.3f}"
 
 
+def range_of_seeds(losses: Sequence[float]) -> str:
+    """The lowest loss and the highest."""
+    return f"{shown(min(losses))} to {shown(max(losses))}" if len(losses) > 1 else "one seed"
+
+
 def named(options: Mapping[str, Any]) -> str:
     """A variation in words."""
     return ", ".join(f"{key} {value}" if value is not True else key for key, value in options.items()) or "as it is"
@@ -242,7 +247,7 @@ def final_table(found: Mapping[str, Final]) -> str:
             tokens = tokens_until(final.curve, bert.curve[-1][1])
             reached = "not reached" if tokens is None else f"{tokens / final.curve[-1][0]:.2f}x"
             difference = f"{final.mean - bert.mean:+.3f}"
-        seeds = f"{shown(min(final.losses))} to {shown(max(final.losses))}" if len(final.losses) > 1 else "one seed"
+        seeds = range_of_seeds(final.losses)
         state = f"{final.runs[0]['optimizer_state_bytes'] / final.runs[0]['parameters']:.2f}"
         size = f"{final.runs[0]['parameters'] / 1e6:.2f}"
         row = [final.label, f"{final.rate:g}", shown(final.mean), seeds, difference, reached, size, state]
@@ -268,7 +273,7 @@ def shortened(study: Study, found: Mapping[str, Final]) -> str:
     losses = [finite(run) for seed in study.scale.seeds if (run := study.find(study.shortened(seed)))]
     if not losses:
         return ""
-    seeds = f"{shown(min(losses))} to {shown(max(losses))}" if len(losses) > 1 else "one seed"
+    seeds = range_of_seeds(losses)
     behind = f"{mean(losses) - bert.mean:+.3f} against {bert.label}"
     return f"SIBERT matrix with 0.8 of the tokens, schedule and all: {shown(mean(losses))} ({seeds}), {behind}."
 
@@ -310,7 +315,7 @@ def batch_cell(study: Study, name: str, size: int, options: Mapping[str, Any]) -
     """Loss at the best rate, and that rate; the mean and the range of the seeds, if there are more than one."""
     trials = study.seeds_of_batch(name, size, options)
     losses = [finite(record) for trial in trials if (record := study.find(trial))]
-    seeds = f"; {shown(min(losses))} to {shown(max(losses))}" if len(losses) > 1 else ""
+    seeds = f"; {range_of_seeds(losses)}" if len(losses) > 1 else ""
     return f"{shown(mean(losses))} ({trials[0].rate:g}{seeds})"
 
 
@@ -498,17 +503,20 @@ def search_figure(study: Study, path: Path) -> None:
     """Loss against rate relative to the best one, a panel for each architecture: how much tuning a contestant needs."""
     panels: dict[str, dict[str, dict[float, float]]] = {}
     for name in study.scale.contestants:
-        losses, label = study.search(name), CONTESTANTS[name].label
+        losses = {rate: loss for rate, loss in study.search(name).items() if math.isfinite(loss)}
         if len(losses) > 1:
+            label = CONTESTANTS[name].label
             title = next((title for title in LINES if label.startswith(title)), "BERT and the rest")
             panels.setdefault(title, {})[label] = losses
+    if not panels:
+        return
     figure, all_axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 4.2), sharey=True, squeeze=False)
     for axes, (title, searches) in zip(all_axes[0], sorted(panels.items()), strict=True):
         for label, losses in sorted(searches.items(), key=lambda search: min(search[1].values())):
             best = min(losses, key=losses.__getitem__)
-            points = [(rate / best, loss) for rate, loss in losses.items() if math.isfinite(loss)]
             short = label.removeprefix(title).lstrip(" ,")
-            axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.2, label=short)
+            relative = [rate / best for rate in losses]
+            axes.plot(relative, list(losses.values()), "o-", markersize=3, linewidth=1.2, label=short)
         axes.set(title=title, xscale="log", xlabel="rate / best rate")
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False)
         axes.grid(alpha=0.3)
