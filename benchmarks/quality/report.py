@@ -294,51 +294,57 @@ def gap(study: Study, found: Mapping[str, Final]) -> str:
 
 def batch_table(study: Study) -> str:
     """Loss at each batch size, a contestant's with one recipe: that of which most sizes have been measured."""
-    sizes = study.measured_batches()
-    if len(sizes) < 2:
+    batches = study.measured_batches()
+    if len(batches) < 2:
         return ""
     rows = []
     for name in study.finalists():
         recipes = [
-            (options, [study.search(name, tokens_per_step=size, options=options) for size in sizes])
+            (options, [batch_cell(study, name, size, tokens, options) for size, tokens in batches])
             for options in (study.best_options(name), PLAIN)
         ]
-        options, found = max(recipes, key=lambda recipe: sum(map(bool, recipe[1])))
-        cells = [
-            batch_cell(study, name, size, options) if known else "" for size, known in zip(sizes, found, strict=True)
-        ]
+        options, cells = max(recipes, key=lambda recipe: sum(map(bool, recipe[1])))
         rows.append([CONTESTANTS[name].label, named(options), *cells])
-    return table(["contestant", "variation", *(f"{size} tokens a step" for size in sizes)], rows)
+    return table(["contestant", "variation", *(batch_name(study, *batch) for batch in batches)], rows)
 
 
-def batch_cell(study: Study, name: str, size: int, options: Mapping[str, Any]) -> str:
+def batch_name(study: Study, size: int, tokens: int) -> str:
+    """The size, and how long the run is if it is longer than those of the search."""
+    longer = "" if tokens == study.scale.short else f", {tokens / study.scale.short:g} times the tokens"
+    return f"{size} tokens a step{longer}"
+
+
+def batch_cell(study: Study, name: str, size: int, tokens: int, options: Mapping[str, Any]) -> str:
     """Loss at the best rate, and that rate; the mean and the range of the seeds, if there are more than one."""
-    trials = study.seeds_of_batch(name, size, options)
+    if not study.search(name, tokens_per_step=size, tokens=tokens, options=options):
+        return ""
+    trials = study.seeds_of_batch(name, size, tokens, options)
     losses = [finite(record) for trial in trials if (record := study.find(trial))]
     seeds = f"; {range_of_seeds(losses)}" if len(losses) > 1 else ""
     return f"{shown(mean(losses))} ({trials[0].rate:g}{seeds})"
 
 
 def share_of_tokens(study: Study) -> str:
-    """After which share of the search's tokens the matrix form is at the loss of the best AdamW, by batch size."""
+    """After which share of the tokens the matrix form is at the loss of the best AdamW, by batch size."""
     parts = []
-    for size in study.measured_batches():
+    for batch in study.measured_batches():
+        fields = dict(zip(("tokens_per_step", "tokens"), batch, strict=True))
         ours, theirs = (
             [
                 record
                 for name in names
                 for options in (study.best_options(name), PLAIN)
-                for rate in study.search(name, tokens_per_step=size, options=options)
-                if (record := study.find(study.trial(name, rate, tokens_per_step=size, options=options)))
+                for rate in study.search(name, options=options, **fields)
+                if (record := study.find(study.trial(name, rate, options=options, **fields)))
             ]
             for names in (("sibert-matrix",), study.adamw)
         )
         if ours and theirs:
-            curve = [(tokens, math.inf if loss is None else loss) for tokens, loss in min(ours, key=finite)["curve"]]
-            tokens = tokens_until(curve, curve_end(min(theirs, key=finite)))
-            parts.append(f"{size}: {'not' if tokens is None else f'{tokens / curve[-1][0]:.2f}'}")
-    shares = ", ".join(parts)
-    return f"SIBERT matrix at the loss of the best AdamW, share of the tokens by tokens a step, seed 0: {shares}."
+            curve = [(seen, math.inf if loss is None else loss) for seen, loss in min(ours, key=finite)["curve"]]
+            seen = tokens_until(curve, curve_end(min(theirs, key=finite)))
+            share = "never" if seen is None else f"{seen / curve[-1][0]:.2f}"
+            parts.append(f"{share} ({batch_name(study, *batch)})")
+    return f"SIBERT matrix is at the loss of the best AdamW after this share of the tokens, seed 0: {', '.join(parts)}."
 
 
 def robustness_table(study: Study) -> str:

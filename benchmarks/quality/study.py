@@ -5,10 +5,11 @@
 Phases, in this order: `tune` (every contestant, eight rates, the short budget), `recipe` (five variations of schedule,
 warm-up and the like for those that the headline compares), `final` (the long budget: finalists down to a rate that
 beats both neighbours, and with more seeds there; the others at one rate), `batch` (finalists at other batch sizes,
-four rates or more), `ablation` (what each part of the matrix form is worth, three rates or more), `robustness` (to
-initialisation, scale of the loss and more; where context is learnt, so at the scale "context": on the plateau of token
-frequencies rounding alone decides when a run leaves it), `misjudged` (a learning rate that is wrong by a factor of 100,
-at fixed eta lambda). A phase reads what earlier ones found.
+four rates or more; at the largest the best BERT with AdamW and the matrix form at the long budget, too), `ablation`
+(what each part of the matrix form is worth, three rates or more), `robustness` (to initialisation, scale of the loss
+and more; where context is learnt, so at the scale "context": on the plateau of token frequencies rounding alone decides
+when a run leaves it), `misjudged` (a learning rate that is wrong by a factor of 100, at fixed eta lambda). A phase
+reads what earlier ones found.
 Results are lines of results/quality/SCALE.jsonl; a trial that is there is not run again, so a study may be stopped and
 continued at will.
 """
@@ -338,22 +339,24 @@ class Study:
     def batch(self) -> None:
         """Four finalists at other batch sizes: four rates, and more until the best one is not at an end of them.
 
-        The two whose order is claimed at every size have all seeds there, at the best rate.
+        The two whose order is claimed at every size have all seeds there, at the best rate; at the largest, where the
+        short budget has few steps, at the long budget as well.
         """
         names = [name for name in self.finalists() if name != "sibert-row"]
         pairs = [(name, size) for size in self.scale.other_batches for name in names]
         self._until_inside(lambda: [trial for pair in pairs for trial in self.batch_trials(*pair)])
-        sizes = sorted([self.scale.tokens_per_step, *self.scale.other_batches])
+        claimed = (self.best_adamw(), "sibert-matrix")
+        self._until_inside(lambda: [trial for name in claimed for trial in self.long_batch_trials(name)])
         self.run(
             trial
-            for name in (self.best_adamw(), "sibert-matrix")
-            for size in sizes
-            for trial in self.seeds_of_batch(name, size, self.best_options(name))
+            for name in claimed
+            for size, tokens in self.batches
+            for trial in self.seeds_of_batch(name, size, tokens, self.best_options(name))
         )
 
-    def seeds_of_batch(self, contestant: str, size: int, options: Mapping[str, Any]) -> list[Trial]:
-        """A trial for each seed, at the best rate of a batch size."""
-        fields = {"tokens_per_step": size, "options": options}
+    def seeds_of_batch(self, contestant: str, size: int, tokens: int, options: Mapping[str, Any]) -> list[Trial]:
+        """A trial for each seed, at the best rate of a batch size and a budget."""
+        fields = {"tokens_per_step": size, "tokens": tokens, "options": options}
         rate = self.best_rate(contestant, **fields)
         return [self.trial(contestant, rate, seed=seed, **fields) for seed in self.scale.seeds]
 
@@ -364,14 +367,30 @@ class Study:
         rates = self.neighbours(contestant, self.best_rate(contestant), *((1, 2) if larger else (3, 0)))
         return self._with_neighbours(contestant, rates, **fields)
 
-    def measured_batches(self) -> list[int]:
-        """The batch sizes of which there are trials of the matrix form."""
+    def long_batch_trials(self, contestant: str) -> list[Trial]:
+        """The largest batch at the long budget: the best rate of the short one, and those around the best so far."""
+        size, options = max(self.scale.other_batches), self.best_options(contestant)
+        start = self.best_rate(contestant, tokens_per_step=size, options=options)
+        fields = {"tokens_per_step": size, "tokens": self.scale.long, "options": options}
+        return self._with_neighbours(contestant, [start], **fields)
+
+    @property
+    def batches(self) -> list[tuple[int, int]]:
+        """Tokens a step and in all: the short budget at every size, and the long one at the largest."""
         sizes = sorted([self.scale.tokens_per_step, *self.scale.other_batches])
+        batches = [*((size, self.scale.short) for size in sizes), (max(self.scale.other_batches), self.scale.long)]
+        return list(dict.fromkeys(batches))
+
+    def measured_batches(self) -> list[tuple[int, int]]:
+        """Those of which there are trials of the matrix form."""
         recipes = (PLAIN, self.best_options("sibert-matrix"))
         return [
-            size
-            for size in sizes
-            if any(self.search("sibert-matrix", tokens_per_step=size, options=options) for options in recipes)
+            (size, tokens)
+            for size, tokens in self.batches
+            if any(
+                self.search("sibert-matrix", tokens_per_step=size, tokens=tokens, options=options)
+                for options in recipes
+            )
         ]
 
     def ablation(self) -> None:

@@ -302,6 +302,33 @@ def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch)
     assert "| 5.050 (0.0016; 5.000 to 5.100) |" in batch_table(study)  # seeds are averaged at the best rate alone
     keep("sibert-matrix", 4.9, rate=0.0032, **linear)
     assert "| 4.900 (0.0032) |" in batch_table(study)
+    long = {"tokens_per_step": 16384, "tokens": study.scale.long}
+    keep("sibert-matrix", 4.2, **long, **linear)
+    assert "16384 tokens a step, 4 times the tokens" in batch_table(study)
+    assert cells() == ["schedule", "5.400", "4.900", "4.200"]
+
+
+def test_the_largest_batch_is_asked_at_the_long_budget_too(tmp_path, monkeypatch):
+    """Until the best rate there has both neighbours; where the budgets are one, nothing is asked twice."""
+    monkeypatch.setattr("study.results", lambda scale: tmp_path / f"{scale}.jsonl")
+    study = Study("cpu", [], workers=1, device="cpu")
+    name, rates = "sibert-matrix", CONTESTANTS["sibert-matrix"].rates
+    for rate, loss in zip(rates[4:6], (5.9, 6.0), strict=True):
+        study.records[study.trial(name, rate, tokens_per_step=16384).key] = {"loss": loss}
+    study.records[study.trial(name, rates[0]).key] = {"loss": 6.0}
+
+    asked = []
+
+    def run(trials):
+        for trial in trials:
+            asked.append((trial.rate, trial.tokens, trial.tokens_per_step))
+            study.records[trial.key] = {"loss": 4.0 + abs(rates.index(trial.rate) - 3)}  # rates[3] is best there
+
+    monkeypatch.setattr(study, "run", run)
+    study._until_inside(lambda: study.long_batch_trials(name))
+    assert sorted(dict.fromkeys(asked)) == [(rate, study.scale.long, 16384) for rate in rates[2:6]]
+    assert study.batches == [(1024, 1 << 21), (4096, 1 << 21), (16384, 1 << 21), (16384, 1 << 23)]
+    assert len(Study("context", [], workers=1, device="cpu").batches) == 3
 
 
 def test_robustness_is_asked_at_the_best_rate_and_shown_once_it_was_measured(tmp_path, monkeypatch):
