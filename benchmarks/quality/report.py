@@ -270,7 +270,7 @@ def shortened(study: Study, found: Mapping[str, Final]) -> str:
     bert = reference(found)
     if not bert or "sibert-matrix" not in found:
         return ""
-    losses = [finite(run) for seed in study.scale.seeds if (run := study.find(study.shortened(seed)))]
+    losses = study.losses_of_seeds(study.shortened(0))
     if not losses:
         return ""
     seeds = range_of_seeds(losses)
@@ -318,10 +318,10 @@ def batch_cell(study: Study, name: str, size: int, tokens: int, options: Mapping
     """Loss at the best rate, and that rate; the mean and the range of the seeds, if there are more than one."""
     if not study.search(name, tokens_per_step=size, tokens=tokens, options=options):
         return ""
-    trials = study.seeds_of_batch(name, size, tokens, options)
-    losses = [finite(record) for trial in trials if (record := study.find(trial))]
+    trial = study.seeds_of_batch(name, size, tokens, options)[0]
+    losses = study.losses_of_seeds(trial)
     seeds = f"; {range_of_seeds(losses)}" if len(losses) > 1 else ""
-    return f"{shown(mean(losses))} ({trials[0].rate:g}{seeds})"
+    return f"{shown(mean(losses))} ({trial.rate:g}{seeds})"
 
 
 def share_of_tokens(study: Study) -> str:

@@ -274,6 +274,7 @@ def test_luck_with_one_seed_is_nobodys_final_result(tmp_path, monkeypatch):
     keep([3.1], low, weight_decay=0.01)
     final = finals(study)[name]
     assert (final.rate, final.options, final.mean) == (high, {"schedule": "linear"}, pytest.approx(3.4))
+    assert study.best_options(name) == {"schedule": "linear"}  # nor what other batch sizes are run with
     keep([3.1, 3.2, 3.3], low, weight_decay=0.01)
     assert finals(study)[name].rate == low
 
