@@ -315,13 +315,14 @@ def batch_name(study: Study, size: int, tokens: int) -> str:
 
 
 def batch_cell(study: Study, name: str, size: int, tokens: int, options: Mapping[str, Any]) -> str:
-    """Loss at the best rate, and that rate; the mean and the range of the seeds, if there are more than one."""
-    if not study.search(name, tokens_per_step=size, tokens=tokens, options=options):
+    """The lowest mean among the rates of most seeds, that rate, and the range of the seeds."""
+    fields = {"tokens_per_step": size, "tokens": tokens, "options": options}
+    by_seed = {rate: study.losses_of_seeds(study.trial(name, rate, **fields)) for rate in study.search(name, **fields)}
+    if not by_seed:
         return ""
-    trial = study.seeds_of_batch(name, size, tokens, options)[0]
-    losses = study.losses_of_seeds(trial)
+    rate, losses = min(by_seed.items(), key=lambda found: (-len(found[1]), mean(found[1])))
     seeds = f"; {range_of_seeds(losses)}" if len(losses) > 1 else ""
-    return f"{shown(mean(losses))} ({trial.rate:g}{seeds})"
+    return f"{shown(mean(losses))} ({rate:g}{seeds})"
 
 
 def share_of_tokens(study: Study) -> str:

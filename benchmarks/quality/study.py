@@ -347,8 +347,9 @@ class Study:
     def batch(self) -> None:
         """Four finalists at other batch sizes: four rates, and more until the best one is not at an end of them.
 
-        The two whose order is claimed at every size have all seeds there, at the best rate; at the largest, where the
-        short budget has few steps, at the long budget as well.
+        The two whose order is claimed at every size have all seeds there, at the best rate. At the largest, where the
+        short budget has few steps and seeds differ as much as neighbouring rates do, they are asked at the long budget
+        as well, and have all seeds at the two best rates.
         """
         names = [name for name in self.finalists() if name != "sibert-row"]
         pairs = [(name, size) for size in self.scale.other_batches for name in names]
@@ -363,10 +364,11 @@ class Study:
         )
 
     def seeds_of_batch(self, contestant: str, size: int, tokens: int, options: Mapping[str, Any]) -> list[Trial]:
-        """A trial for each seed, at the best rate of a batch size and a budget."""
+        """A trial for each seed, at the best rate of a batch size and a budget; at the largest size at the two best."""
         fields = {"tokens_per_step": size, "tokens": tokens, "options": options}
-        rate = self.best_rate(contestant, **fields)
-        return [self.trial(contestant, rate, seed=seed, **fields) for seed in self.scale.seeds]
+        losses = self.search(contestant, **fields)
+        rates = sorted(losses, key=losses.__getitem__)[: 1 + (size == max(self.scale.other_batches))]
+        return [self.trial(contestant, rate, seed=seed, **fields) for rate in rates for seed in self.scale.seeds]
 
     def batch_trials(self, contestant: str, size: int) -> list[Trial]:
         """The best rate of the search and three lower ones, or one lower and two higher where the batch is larger."""

@@ -302,11 +302,13 @@ def test_a_row_of_the_table_of_batch_sizes_has_one_recipe(tmp_path, monkeypatch)
     keep("sibert-matrix", 5.1, seed=1, **linear)
     assert "| 5.050 (0.0016; 5.000 to 5.100) |" in batch_table(study)  # seeds are averaged at the best rate alone
     keep("sibert-matrix", 4.9, rate=0.0032, **linear)
-    assert "| 4.900 (0.0032) |" in batch_table(study)
+    assert "| 5.050 (0.0016; 5.000 to 5.100) |" in batch_table(study)  # one seed at another rate may be luck
+    keep("sibert-matrix", 5.0, rate=0.0032, seed=1, **linear)
+    assert "| 4.950 (0.0032; 4.900 to 5.000) |" in batch_table(study)
     long = {"tokens_per_step": 16384, "tokens": study.scale.long}
     keep("sibert-matrix", 4.2, **long, **linear)
     assert "16384 tokens a step, 4 times the tokens" in batch_table(study)
-    assert cells() == ["schedule", "5.400", "4.900", "4.200"]
+    assert cells() == ["schedule", "5.400", "4.950", "4.200"]
 
 
 def test_the_largest_batch_is_asked_at_the_long_budget_too(tmp_path, monkeypatch):
@@ -328,6 +330,9 @@ def test_the_largest_batch_is_asked_at_the_long_budget_too(tmp_path, monkeypatch
     monkeypatch.setattr(study, "run", run)
     study._until_inside(lambda: study.long_batch_trials(name))
     assert sorted(dict.fromkeys(asked)) == [(rate, study.scale.long, 16384) for rate in rates[2:6]]
+    seeds = study.seeds_of_batch(name, 16384, study.scale.long, {})
+    assert [trial.rate for trial in seeds] == [rates[3]] * 3 + [rates[2]] * 3  # the best, and its equal of two
+    assert {trial.rate for trial in study.seeds_of_batch(name, 4096, study.scale.short, {})} == {rates[0]}
     assert study.batches == [(1024, 1 << 21), (4096, 1 << 21), (16384, 1 << 21), (16384, 1 << 23)]
     assert len(Study("context", [], workers=1, device="cpu").batches) == 3
 
