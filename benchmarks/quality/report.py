@@ -328,8 +328,8 @@ def batch_cell(study: Study, name: str, size: int, tokens: int, options: Mapping
 def share_of_tokens(study: Study) -> str:
     """After which share of the tokens the matrix form is at the loss of the best AdamW, by batch size."""
     parts = []
-    for batch in study.measured_batches():
-        fields = dict(zip(("tokens_per_step", "tokens"), batch, strict=True))
+    for size, tokens in study.measured_batches():
+        fields = {"tokens_per_step": size, "tokens": tokens}
         ours, theirs = (
             [
                 record
@@ -344,7 +344,7 @@ def share_of_tokens(study: Study) -> str:
             curve = [(seen, math.inf if loss is None else loss) for seen, loss in min(ours, key=finite)["curve"]]
             seen = tokens_until(curve, curve_end(min(theirs, key=finite)))
             share = "never" if seen is None else f"{seen / curve[-1][0]:.2f}"
-            parts.append(f"{share} ({batch_name(study, *batch)})")
+            parts.append(f"{share} ({batch_name(study, size, tokens)})")
     return f"SIBERT matrix is at the loss of the best AdamW after this share of the tokens, seed 0: {', '.join(parts)}."
 
 

@@ -367,7 +367,8 @@ class Study:
         """A trial for each seed, at the best rate of a batch size and a budget; at the largest size at the two best."""
         fields = {"tokens_per_step": size, "tokens": tokens, "options": options}
         losses = self.search(contestant, **fields)
-        rates = sorted(losses, key=losses.__getitem__)[: 1 + (size == max(self.scale.other_batches))]
+        count = 2 if size == self.largest_batch else 1
+        rates = sorted(losses, key=losses.__getitem__)[:count]
         return [self.trial(contestant, rate, seed=seed, **fields) for rate in rates for seed in self.scale.seeds]
 
     def batch_trials(self, contestant: str, size: int) -> list[Trial]:
@@ -379,17 +380,21 @@ class Study:
 
     def long_batch_trials(self, contestant: str) -> list[Trial]:
         """The largest batch at the long budget: the best rate of the short one, and those around the best so far."""
-        size, options = max(self.scale.other_batches), self.best_options(contestant)
-        start = self.best_rate(contestant, tokens_per_step=size, options=options)
-        fields = {"tokens_per_step": size, "tokens": self.scale.long, "options": options}
-        return self._with_neighbours(contestant, [start], **fields)
+        fields = {"tokens_per_step": self.largest_batch, "options": self.best_options(contestant)}
+        start = self.best_rate(contestant, **fields)
+        return self._with_neighbours(contestant, [start], **fields, tokens=self.scale.long)
+
+    @property
+    def largest_batch(self) -> int:
+        """Tokens a step."""
+        return max(self.scale.other_batches)
 
     @property
     def batches(self) -> list[tuple[int, int]]:
         """Tokens a step and in all: the short budget at every size, and the long one at the largest."""
         sizes = sorted([self.scale.tokens_per_step, *self.scale.other_batches])
-        batches = [*((size, self.scale.short) for size in sizes), (max(self.scale.other_batches), self.scale.long)]
-        return list(dict.fromkeys(batches))
+        batches = [*((size, self.scale.short) for size in sizes), (self.largest_batch, self.scale.long)]
+        return list(dict.fromkeys(batches))  # one where the two budgets are the same
 
     def measured_batches(self) -> list[tuple[int, int]]:
         """Those of which there are trials of the matrix form."""
